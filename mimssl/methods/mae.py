@@ -30,12 +30,13 @@ class MAEOptions:
 # %% ../../nbs/methods/mae.ipynb #4c8ba57c
 class MAE(Method):
     "Masked autoencoder (2111.06377)."
+    Options = MAEOptions
     official = {"encoder.": "", "decoder.pos_embed": "decoder_pos_embed", "decoder.mask_token": "mask_token", "decoder.embed.": "decoder_embed.",
                 "decoder.blocks.": "decoder_blocks.", "decoder.norm.": "decoder_norm.", "decoder.head.": "decoder_pred."}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(MAEOptions, options, "mae")
+        self.options = o = make_options(self.Options, options, "mae")
         n_visible(encoder.num_patches, o.mask_ratio)                     # refuses an impossible ratio before any work
         self.image_size, self.patch_size = encoder.image_size, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))

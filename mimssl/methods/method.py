@@ -38,6 +38,7 @@ class Method(nn.Module):
         "The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W) of the batch."
         raise TypeError(f"{type(self).__name__} does not say which views it wants.")
 
+    def after_init(self): "What follows once when a run starts from another run's weights."
     def before_step(self, at: At): "What happens before the first forward of an optimiser step."
     def after_step(self, at: At): "What happens after an optimiser step."
 
@@ -90,7 +91,8 @@ def load_official(method: Method, state: dict[str, torch.Tensor], ignore=()) -> 
     return method
 
 # %% ../../nbs/methods/method.ipynb #b8582703
-METHODS = {"mae": "mimssl.methods.mae:MAE", "latent_mim": "mimssl.methods.latent_mim:LatentMIM"}
+METHODS = {"mae": "mimssl.methods.mae:MAE", "latent_mim": "mimssl.methods.latent_mim:LatentMIM",
+           "mae_ct": "mimssl.methods.mae_ct:MAECT", "mae_nnclr": "mimssl.methods.mae_ct:MAENNCLR"}
 
 # %% ../../nbs/methods/method.ipynb #920c74e7
 def closest(name: str, known) -> str:
