@@ -1,0 +1,114 @@
+"Whatever is wrong with what a user gave: one clear sentence and exit code 1, before any long work."
+import shutil, subprocess, sys
+import pytest, torch, yaml
+from mimssl.cli import main
+from tiny import ENCODER, environment, make_study
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "A tiny study in the working directory."
+    for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
+    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")       # restored afterwards, whatever the command line sets
+    monkeypatch.chdir(make_study(tmp_path))
+    return tmp_path
+
+
+def refused(capsys, *argv) -> str:
+    "The sentence with which a command is refused."
+    capsys.readouterr()
+    assert main(list(argv)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+def pretrain(capsys, *more): return refused(capsys, "pretrain", "--recipe", "mae", *more)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ("epoch=3", "no parameter 'epoch' (did you mean 'epochs'?)"),
+    ("optimiser.warmup_epoch=3", "did you mean 'warmup_epochs'?"),
+    ("encoder.size=tinny", "encoder size 'tinny' is unknown"),
+    ("encoder.embed_dim=wide", "embed_dim is 'wide'; give a value of type int"),
+    ("options.mask_ration=0.5", "did you mean 'mask_ratio'?"),
+    ("options.mask_ratio=1.2", "mask_ratio is 1.2"),
+    ("options.mask_ratio=0.99", "leaves none of 16 patches visible"),
+    ("method=mea", "did you mean 'mae'?"),
+    ("epochs=0", "epochs is 0; give 1 or more"),
+    ("batch_size=64", "batch_size 64 is larger than the data set 'stripes' of 32 images"),
+    ("accumulate=3", "cannot be split into 3 micro-batches"),
+    ("precision=fp8", "precision is 'fp8'"),
+    ("precision=fp16", "fp16 needs a GPU"),
+    ("optimiser.lr=0", "lr is 0"),
+    ("optimiser.name=adam", "name is 'adam'"),
+    ("dataset=strips", "data set 'strips' is unknown"),
+    ("dataset=imagenet1k", "imagenet1k"),
+    ("split=trian", "trian"),
+    ("init=mae", "is initialised by itself"),
+    ("epochs", "is not of the form key=value"),
+])
+def test_a_wrong_value(home, capsys, change, sentence):
+    assert sentence in pretrain(capsys, "--set", change)
+    assert not (home / "outputs/pretrain").exists(), "nothing was computed"
+
+
+def test_a_wrong_command(home, capsys):
+    assert "'--recipe'" in refused(capsys, "pretrain") or "--recipe" in refused(capsys, "pretrain")
+    assert "no recipe 'mea' (did you mean 'mae'?)" in refused(capsys, "pretrain", "--recipe", "mea")
+    assert "no such file of parameters" in pretrain(capsys, "--params", "none.yaml")
+    assert "unrecognized arguments: --epochs 3" in pretrain(capsys, "--epochs", "3")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_there(home, capsys):
+    assert "torch sees no such device" in pretrain(capsys, "--device", "cuda")
+
+
+def test_images_that_cannot_be_used(home, capsys):
+    train = home / "stripes/train"
+    image = train / "1/001.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:len(whole) // 2])
+    assert "1/001.png: cannot be read as an image" in pretrain(capsys)
+    image.write_bytes(whole)
+    assert "smaller than 64" in pretrain(capsys, "--set", "encoder.patch_size=64", "encoder.image_size=64")
+    (train / "empty").mkdir()
+    assert "empty" in pretrain(capsys)
+    (train / "empty").rmdir()
+    shutil.move(train, home / "elsewhere")
+    assert "stripes" in pretrain(capsys)
+
+
+def test_a_checkpoint_of_another_architecture(home, capsys):
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    small = params["recipes"]["mae"] | {"epochs": 1, "optimiser": {"lr": 1e-3}}
+    params["recipes"] |= {"first": small, "wide": small | {"init": "first", "encoder": ENCODER | {"embed_dim": 64}}}
+    (home / "params.yaml").write_text(yaml.safe_dump(params))
+    sentence = refused(capsys, "pretrain", "--recipe", "wide")
+    assert "starts from 'first'" in sentence and "--recipe first --seed 0" in sentence
+    assert main("pretrain --recipe first".split()) == 0
+    sentence = refused(capsys, "pretrain", "--recipe", "wide")
+    assert "of another architecture" in sentence and "width 32" in sentence and "width 64" in sentence
+    weights = home / "outputs/pretrain/first-s0/method.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "damaged" in refused(capsys, "pretrain", "--recipe", "wide")
+
+
+def test_a_model_that_is_not_one(home, capsys):
+    assert "no such encoder file" in refused(capsys, "evaluate", "--model", "none.safetensors", "--dataset", "stripes")
+    assert "neither a file nor a timm model" in refused(capsys, "evaluate", "--model", "vit_tiniest", "--dataset", "stripes")
+    assert "not in the suite" in refused(capsys, "evaluate", "--model", "vit_tiny_patch16_224", "--suite", "kn")
+
+
+def test_a_loss_that_is_no_number(home, capsys):
+    sentence = pretrain(capsys, "--set", "optimiser.lr=1.0e+30", "optimiser.warmup_epochs=0")
+    assert "step 1: the loss term 'loss' is nan" in sentence
+    (saved,) = (home / "outputs/local").glob("checkpoints/*/before-step-1.pt")
+    state = torch.load(saved, weights_only=True)
+    assert state["step"] == 1 and all(x.isfinite().all() for x in state["method"].values())
+
+
+def test_the_process_exits_with_1(home):
+    done = subprocess.run([sys.executable, "-m", "mimssl", "pretrain", "--recipe", "mea"], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: there is no recipe 'mea'")
