@@ -67,12 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     "`compose PROFILE` writes params.yaml, `stale` lists stages whose data changed; returns the exit code."
     cli = argparse.ArgumentParser(prog="python -m mimssl.data.study")
     todo = cli.add_subparsers(dest="todo", required=True)
-    todo.add_parser("compose", help="write params.yaml from conf/").add_argument("profile")
+    composing = todo.add_parser("compose", help="write params.yaml from conf/")
+    composing.add_argument("profile")
+    composing.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="such as recipes.mae.epochs=20")
     todo.add_parser("stale", help="stages whose data set changed")
     args = cli.parse_args(argv)
     try:
         if args.todo == "compose":
-            compose(args.profile)
+            compose(args.profile, overrides=tuple(args.changes))
             print(f"params.yaml: profile {args.profile}")
         else: print(*stale(params(), settings().outputs))
     except BadInput as e:

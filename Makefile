@@ -1,0 +1,94 @@
+# `make` lists the targets; each makes the environment itself when it is missing or its pins changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PROFILE ?=
+DATA ?=
+SET ?=
+TORCH ?=
+TORCH_INDEX ?=
+JOBS ?= 2
+
+V := $(strip $(VENV))
+BIN := $(abspath $(V))/bin
+READY := $(V)/.ready
+OWN_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONHASHSEED ?= 0
+ifneq ($(strip $(DATA)),)
+export MIMSSL_DATA := $(abspath $(strip $(DATA)))
+endif
+
+.PHONY: help env reproduce data figures bench test lab docs clean
+
+help: ## this list
+	@echo "make <target>, in a folder with Python 3.11 or newer on the path:"
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-13s %s\n", $$1, $$2}'
+	@echo "variables:"
+	@echo "  PROFILE=smoke|bench|paper    compose params.yaml from conf/ before reproducing (without it: params.yaml as it is)"
+	@echo "  SET=\"recipes.mae.epochs=20\"  other values than those of PROFILE"
+	@echo "  DATA=<folder>                real data sets, one folder each (MIMSSL_DATA; or settings.ini)"
+	@echo "  TORCH_INDEX=<address>        take torch from this package index, e.g. PyTorch's index of CPU builds"
+	@echo "  TORCH=\"torch==... torchvision==...\"   other versions than the pinned ones (both 2.11+ and 0.26+)"
+	@echo "  VENV=<folder>                another environment than .venv"
+
+# ---- environment ------------------------------------------------------------------------------------
+# uv installs when it is there, else pip. With TORCH or TORCH_INDEX, torch comes first and from there;
+# then its pins and those of its CUDA libraries are left out of the lock.
+env: $(READY) ## the environment in .venv: pinned packages and this one, editable
+
+$(READY): requirements.lock pyproject.toml
+	@old='print(sys.version_info < (3, 11))'; python=; \
+	for p in python3.11 python3.12 python3.13 python3; do \
+	  if [ "$$($$p -c "import sys; $$old" 2>/dev/null)" = False ]; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "error: no Python 3.11 or newer on the path; install one (python3.11 is what the pins were made with)."; exit 1; fi; \
+	echo "environment: $(V) ($$($$python --version)); installing the packages takes some minutes the first time"; \
+	[ -x $(BIN)/python ] || $$python -m venv $(V); \
+	if command -v uv >/dev/null; then pip="uv pip install --quiet --python $(BIN)/python"; else pip="$(BIN)/python -m pip install --quiet"; fi; \
+	if [ -n "$(OWN_TORCH)" ]; then \
+	  torch="$(strip $(TORCH))"; torch=$${torch:-$$(grep -E '^(torch|torchvision)==' requirements.lock | xargs)}; \
+	  $$pip $(if $(strip $(TORCH_INDEX)),--index-url $(strip $(TORCH_INDEX))) $$torch; \
+	  grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' requirements.lock > $(V)/rest.lock; \
+	else cp requirements.lock $(V)/rest.lock; fi; \
+	$$pip -r $(V)/rest.lock; \
+	$$pip --no-deps --no-build-isolation -e .; \
+	touch $@
+
+# ---- the study --------------------------------------------------------------------------------------
+reproduce: data ## the whole study: data, training, evaluation, figures; a second call re-runs nothing
+	@if [ -n "$(strip $(PROFILE))" ]; then $(BIN)/python -m mimssl.data.study compose $(strip $(PROFILE)) $(SET); fi
+	@stale="$$($(BIN)/python -m mimssl.data.study stale)"; \
+	if [ -n "$$stale" ]; then echo "changed data: $$stale"; $(BIN)/dvc repro --force --single-item $$stale; fi
+	@$(BIN)/dvc repro
+	@cat outputs/figures/results.txt; echo "figures and tables: outputs/figures/; executed notebooks: outputs/*/*/*.ipynb"
+
+data: $(READY) ## the generated data set in data/scenes (about a minute, once)
+	@$(BIN)/python -m mimssl.data.scenes
+
+figures: $(READY) ## figures and tables again from the metric lines in outputs/, without training or a GPU
+	@$(BIN)/python -m mimssl.training.runner nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
+
+bench: $(READY) ## time and memory of a training step of every method on this machine
+	@$(BIN)/python -m mimssl bench
+
+# ---- proof ------------------------------------------------------------------------------------------
+test: data ## everything that proves it works, under 15 minutes on two cores
+	@echo "== component and paper notebooks"
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	OMP_NUM_THREADS=1 MIMSSL_OUTPUTS="$$scratch" $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|pipeline$$)'
+	@echo "== everything that crosses them, and the pipeline from end to end"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 tests
+
+# ---- reading ----------------------------------------------------------------------------------------
+lab: $(READY) ## JupyterLab in the environment
+	@$(BIN)/jupyter lab nbs
+
+docs: $(READY) ## the notebooks as a book in _docs/
+	@$(BIN)/jupyter-book build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet && echo "open _docs/_build/html/index.html"
+
+clean: ## remove what can be made again: environment, book, scratch (keeps data/, results, DVC's cache)
+	rm -rf $(V) _docs _proc outputs/local *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"Which modules of mimssl a stage uses, derived from the imports of its notebook; `python tests/deps.py` writes them into dvc.yaml."
+import ast, json, re
+from functools import cache
+from pathlib import Path
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def module_file(name: str) -> Path | None:
+    "The file of the module `name` of mimssl, or None."
+    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    return path if path.is_file() else None
+
+
+def imported(source: str, package: tuple[str, ...] = ()) -> set[Path]:
+    "Files of the mimssl modules that Python `source` imports, anywhere in it."
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join((*package[:len(package) - node.level + 1], *filter(None, [node.module]))) if node.level else node.module
+            names |= {base, *(f"{base}.{a.name}" for a in node.names)}
+    return {f for n in names if n.startswith("mimssl.") and (f := module_file(n))}
+
+
+@cache
+def closure(path: Path) -> frozenset[Path]:
+    "`path` and every mimssl module that it imports, directly or not."
+    found, todo = set(), [path]
+    while todo:
+        f = todo.pop()
+        if f in found: continue
+        found.add(f)
+        todo += imported(f.read_text(), f.relative_to(ROOT).parts[:-1])
+    return frozenset(found)
+
+
+def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
+    "Paths, relative to the project, of all modules that a notebook (and the files `also`) uses."
+    cells = json.loads(notebook.read_text())["cells"]
+    direct = set(also).union(*(imported("".join(c["source"])) for c in cells if c["cell_type"] == "code"))
+    return {str(f.relative_to(ROOT)) for d in direct for f in closure(d)}
+
+
+def method_files() -> dict[str, Path]:
+    "Recipe of the study -> the file of its method, which is imported by name."
+    from mimssl.methods.method import METHODS
+    return {r: module_file(METHODS[PARAMS["recipes"][r]["method"]].split(":")[0]) for r in PARAMS["study"]["recipes"]}
+
+
+def expected(stage: str) -> dict[str, set[str]]:
+    "Recipe ('' where the stage has none) -> the modules that the stage uses."
+    command = STAGES[stage]["cmd"].split()
+    notebook = ROOT / next(word for word in command if word.startswith("nbs/pipeline/"))
+    trains = any(f.name == "loop.py" for f in (ROOT / m for m in used_by(notebook)))
+    return {recipe: used_by(notebook, (f,)) for recipe, f in method_files().items()} if trains else {"": used_by(notebook)}
+
+
+def declared(stage: str, recipe: str) -> set[str]:
+    "The modules in the stage's `deps`."
+    deps = (d.replace("${item.recipe}", recipe) for d in STAGES[stage]["deps"])
+    return {d for d in deps if d.startswith("mimssl/")}
+
+
+def with_deps(text: str) -> str:
+    "The text of dvc.yaml with each stage's modules after its notebook in `deps`."
+    parts = re.split(r"(?m)^(?=  \w+:)", text)
+    for i, part in enumerate(parts):
+        stage = part.strip().split(":")[0]
+        if stage not in STAGES: continue
+        modules = set().union(*(m - ({str(f.relative_to(ROOT))} if (f := method_files().get(recipe)) else set()) for recipe, m in expected(stage).items()))
+        if "mimssl/methods/${item.recipe}.py" in STAGES[stage]["deps"]: modules.add("mimssl/methods/${item.recipe}.py")
+        part = re.sub(r"      - mimssl/.*\n", "", part)
+        lines = "".join(f"      - {m}\n" for m in sorted(modules))
+        parts[i] = re.sub(r"(      - nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(1) + lines, part, count=1)
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    path = ROOT / "dvc.yaml"
+    path.write_text(with_deps(path.read_text()))
