@@ -12,7 +12,7 @@ import copy, inspect, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import timm, torch
+import torch
 from timm.models import VisionTransformer
 from torch.utils.data import Subset
 from ..data.lines import metric_line
@@ -24,25 +24,18 @@ from .features import FeatureSpec, extract_all, pixel_features, pixel_stats, res
 from .knn import KNN_VARIANTS, knn, knn_sweep, nearest_neighbour
 from .lowshot import LOWSHOT_FORMS, draw_subset, list_files, lowshot, mean_and_std, read_subset
 from .probes import FORMS, AugmentedFeatures, CachedFeatures, fitting_batch, probe_form, train_probe
-from ..parts.encoder import load_encoder, sincos_table, split_positions
+from ..parts.encoder import sincos_table, split_positions
+from ..parts.formats import load, load_timm
 
 # %% ../../nbs/evaluation/suite.ipynb #ce96de6a
 def load_model(
-    name: str,                   # path of an encoder.safetensors, or a timm name such as 'vit_small_patch16_224.dino'; 'untrained:...' for random weights
+    name: str,                   # whatever `mimssl.load` takes: a checkpoint, the name of a release or of a timm model; 'untrained:<timm name>' for random weights
     pretrained: bool = True,     # of a timm model: fetch its published weights
     image_size: int | None = None,  # of a timm model: another image size than its own
 ) -> VisionTransformer:
     "An encoder without head, in eval mode. Raises `BadInput` for an unknown name, or one that is no ViT."
-    if Path(name).suffix == ".safetensors" or Path(name).exists(): return load_encoder(name)
-    name, pretrained = name.removeprefix("untrained:"), pretrained and not name.startswith("untrained:")
-    if not timm.is_model(name.split(".")[0]): 
-        raise BadInput(f"model '{name}' is neither a file nor a timm model; give the path of an encoder.safetensors or a name from timm.list_models('vit_*').")
-    try: vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **({"img_size": image_size} if image_size else {}))
-    except (RuntimeError, OSError, TypeError, ValueError) as e:
-        raise BadInput(f"model '{name}' cannot be made ({str(e).splitlines()[0]}); check the connection, or write untrained:{name} for random weights.") from None
-    if not isinstance(vit, VisionTransformer): raise BadInput(f"model '{name}' is a {type(vit).__name__}, not a VisionTransformer; choose a vit_* model.")
-    if pretrained: vit.pixel_stats = (tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
-    return vit.eval()
+    if not name.startswith("untrained:"): return load(name, pretrained, image_size)
+    return load_timm(name.removeprefix("untrained:"), pretrained=False, image_size=image_size)
 
 # %% ../../nbs/evaluation/suite.ipynb #628e60e4
 def untrained(vit: VisionTransformer, seed: int = 0) -> VisionTransformer:

@@ -8,7 +8,6 @@ __all__ = ['world', 'rank', 'gather', 'mean_over_processes']
 # %% ../../nbs/parts/distributed.ipynb #94eb2160
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_grad
 
 # %% ../../nbs/parts/distributed.ipynb #37d9dda4
 def world() -> int:
@@ -20,19 +19,39 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 # %% ../../nbs/parts/distributed.ipynb #f2acfdc0
+class _Gather(torch.autograd.Function):
+    "All processes' rows; the gradient of a row is the sum of what all processes send to it."
+    @staticmethod
+    def forward(ctx, x):
+        rows = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world())[rank()]
+
+# %% ../../nbs/parts/distributed.ipynb #90e64983
 def gather(x: torch.Tensor) -> torch.Tensor:
     "Rows of all processes, (B, ...) -> (world*B, ...), with gradient. Every process must hold the same number of rows."
     if world() == 1: return x
-    if x.requires_grad: return torch.cat(dist_grad.all_gather(x.contiguous()))
-    rows = [torch.empty_like(x) for _ in range(world())]
-    dist.all_gather(rows, x.contiguous())
-    return torch.cat(rows)
+    return _Gather.apply(x.contiguous())
 
 # %% ../../nbs/parts/distributed.ipynb #ff2297b9
+class _Sum(torch.autograd.Function):
+    "Sum over processes, forward and backward."
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad): return _Sum.forward(ctx, grad)
+
 def mean_over_processes(x: torch.Tensor) -> torch.Tensor:
     "Mean of `x` over all processes, with gradient."
     if world() == 1: return x
-    if x.requires_grad: return dist_grad.all_reduce(x) / world()
-    x = x.clone()
-    dist.all_reduce(x)
-    return x / world()
+    return _Sum.apply(x) / world()

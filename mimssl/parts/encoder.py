@@ -174,7 +174,8 @@ def architecture(vit: VisionTransformer) -> dict:
     return dict(img_size=list(vit.patch_embed.img_size), patch_size=vit.patch_embed.patch_size[0], embed_dim=vit.embed_dim, depth=len(vit.blocks),
                 num_heads=vit.blocks[0].attn.num_heads, mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
                 class_token=vit.cls_token is not None, reg_tokens=vit.num_reg_tokens, no_embed_class=vit.no_embed_class,
-                pre_norm=not isinstance(vit.norm_pre, nn.Identity))
+                pre_norm=not isinstance(vit.norm_pre, nn.Identity), fc_norm=not isinstance(vit.fc_norm, nn.Identity),
+                qkv_bias=vit.blocks[0].attn.qkv.bias is not None, init_values=1. if hasattr(vit.blocks[0].ls1, "gamma") else None)   # layer scale
 
 def save_encoder(path, vit: VisionTransformer) -> Path:
     "Write `vit` as safetensors with its architecture in the metadata."
@@ -192,6 +193,6 @@ def load_encoder(path) -> VisionTransformer:
     except Exception as e: raise BadInput(f"{path}: not a readable safetensors file ({e}); it may be truncated, write it again.") from None
     if "architecture" not in meta: raise BadInput(f"{path}: holds no encoder written by this project (no architecture in its metadata).")
     args = json.loads(meta["architecture"])
-    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), global_pool="token" if args["class_token"] else "avg", fc_norm=False, **args)
+    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), global_pool="avg" if args["fc_norm"] or not args["class_token"] else "token", **args)
     vit.load_state_dict(state)
     return vit.eval()
