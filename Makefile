@@ -58,6 +58,8 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 # ---- the study --------------------------------------------------------------------------------------
+# two threads wherever it runs, as the order of sums, and so the last bits, depends on their number
+reproduce: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),2)
 reproduce: data ## the whole study: data, training, evaluation, figures; a second call re-runs nothing
 	@if [ -n "$(strip $(PROFILE))" ]; then $(BIN)/python -m mimssl.data.study compose $(strip $(PROFILE)) $(SET); fi
 	@stale="$$($(BIN)/python -m mimssl.data.study stale)"; \
