@@ -79,8 +79,7 @@ bench: $(READY) ## time and memory of a training step of every method on this ma
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores
 	@echo "== component and paper notebooks"
-	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
-	OMP_NUM_THREADS=1 MIMSSL_OUTPUTS="$$scratch" $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|pipeline$$)'
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|pipeline$$)'
 	@echo "== everything that crosses them, and the pipeline from end to end"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 tests
 
