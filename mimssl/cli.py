@@ -133,6 +133,7 @@ def first_process() -> bool: return os.environ.get("RANK", "0") == "0"
 
 def main(argv: list[str] | None = None) -> int:
     "Run a command; returns the exit code: 0, 1 for an error in one sentence, 130 when interrupted."
+    args = None
     try:
         args = make_parser().parse_args(argv)
         for name in ("data", "device"):
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         if first_process(): print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if first_process(): print("interrupted: the same command continues from the last checkpoint.", file=sys.stderr)
+        if first_process(): print("interrupted" + ("; the same command continues from the last checkpoint." if args and args.command == "pretrain" else "."), file=sys.stderr)
         return 130
     finally:
         dist = sys.modules.get("torch.distributed")

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_architecture(home, capsys):
 
 def test_a_model_that_is_not_one(home, capsys):
     assert "no such file of weights" in refused(capsys, "evaluate", "--model", "none.safetensors", "--dataset", "stripes")
-    assert "neither a file nor a timm model" in refused(capsys, "evaluate", "--model", "vit_tiniest", "--dataset", "stripes")
+    assert "nor a timm model" in refused(capsys, "evaluate", "--model", "vit_tiniest", "--dataset", "stripes")
     assert "not in the suite" in refused(capsys, "evaluate", "--model", "vit_tiny_patch16_224", "--suite", "kn")
 
 

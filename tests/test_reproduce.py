@@ -158,4 +158,4 @@ def test_a_failing_notebook_says_why_and_leaves_nothing(clone):
 def test_a_profile_through_dvc_experiments(clone):
     clone("git", "checkout", "-q", "params.yaml", "dvc.lock", "outputs")
     said = clone("dvc", "exp", "run", "--dry", "-S", "profile=bench", fails=True)
-    assert "imagenette128" in said, said[-2000:]
+    assert "prepare@imagenette128" in said and "Traceback" not in said, said[-2000:]

@@ -112,3 +112,20 @@ def test_requirements_are_pinned():
         need = Requirement(line)
         version = pins.get(re.sub(r"[-_.]+", "-", need.name).lower())
         assert version and need.specifier.contains(version, prereleases=True), f"requirements.lock has {need.name}=={version}, pyproject.toml wants {line}"
+
+
+def test_modules_define_what_they_use():
+    "A name that only a notebook's own cells import would be missing in the exported module."
+    import builtins, dis, importlib, types
+
+    def codes(code):
+        yield code
+        for const in code.co_consts:
+            if isinstance(const, types.CodeType): yield from codes(const)
+
+    for path in sorted((ROOT / "mimssl").rglob("*.py")):
+        if path.name in ("__main__.py", "_modidx.py"): continue
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        used = {i.argval for c in codes(compile(path.read_text(), str(path), "exec")) for i in dis.get_instructions(c) if i.opname == "LOAD_GLOBAL"}
+        missing = {n for n in used if n not in vars(module) and not hasattr(builtins, n)}
+        assert not missing, f"{path.relative_to(ROOT)} uses {missing} without importing it"

@@ -41,18 +41,22 @@ def find_root(start: Path | None = None) -> Path:
 def settings(start: Path | None = None) -> Settings:
     "Read settings.ini at or above `start`, then the environment. Raises `BadInput` for an entry that is not a setting."
     root = find_root(start)
-    ini = configparser.ConfigParser()
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.optionxform = str                                 # data sets' names keep their capitals
     ini.read_dict({"paths": {"data": "data", "real": "", "outputs": "outputs"},
                    "machine": {"device": "auto", "workers": "0"}, "roots": {}})
     known = {section: set(ini[section]) for section in ("paths", "machine")}
-    ini.read(root / "settings.ini")
+    try: ini.read(root / "settings.ini")
+    except configparser.Error as e: raise BadInput(f"settings.ini: {str(e).splitlines()[0]}; correct that line.") from None
+    for section in set(ini.sections()) - {"paths", "machine", "roots"}:
+        raise BadInput(f"settings.ini: there is no section [{section}]; it knows [paths], [machine] and [roots].")
     for section, names in known.items():
         for name in set(ini[section]) - names:
             raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows {', '.join(sorted(names))}.")
     get = lambda section, name: os.environ.get(f"MIMSSL_{name.upper()}") or ini[section][name]
     path = lambda text: (root / Path(text).expanduser()).resolve()
     real, workers = os.environ.get("MIMSSL_DATA") or ini["paths"]["real"], get("machine", "workers")
-    if not workers.isdigit(): raise BadInput(f"settings.ini: workers is '{workers}'; give a whole number, 0 or more.")
+    if not workers.isdigit(): raise BadInput(f"workers (settings.ini or MIMSSL_WORKERS) is '{workers}'; give a whole number, 0 or more.")
     return Settings(root, path(ini["paths"]["data"]), path(real) if real else None, path(get("paths", "outputs")),
                     get("machine", "device"), int(workers), {k: path(v) for k, v in ini["roots"].items()})
 
@@ -64,6 +68,6 @@ def pick_device(name: str = "auto"):
     if name == "auto": return found
     try: device = torch.device(name)
     except RuntimeError: raise BadInput(f"device '{name}' is not a torch device; use auto, cpu or cuda.") from None
-    if device.type != "cpu" and device.type != found.type:
+    if device.type != "cpu" and (device.type != found.type or (device.index or 0) >= torch.accelerator.device_count()):
         raise BadInput(f"device '{name}' was asked for, but torch sees no such device here; set device to cpu or auto.")
     return device

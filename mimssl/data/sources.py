@@ -281,7 +281,7 @@ class Entry:
 # %% ../../nbs/data/sources.ipynb #ed9838e2
 _COCO = {"images": "{split}2017", "instances": "annotations/instances_{split}2017.json", "captions?": "annotations/captions_{split}2017.json"}
 _DAVIS = {"frames": "JPEGImages/480p", "masks": "Annotations/480p", "listing": "ImageSets/2017/{split}.txt"}
-_SCENES = dict(splits=("train", "val"), home="make data", folder="scenes")
+_SCENES = dict(splits=("train", "val"), home="python -m mimssl data", folder="scenes")
 _FOLDERS = {"images": "{split}", "names?": "classes.json"}
 
 CATALOGUE = {e.name: e for e in (
@@ -328,7 +328,7 @@ def locate(name: str) -> Path:
     if s.real and not s.real.is_dir(): raise BadInput(f"{s.real}: the folder of real data sets does not exist; correct MIMSSL_DATA or 'real' in settings.ini.")
     for place in (named, s.real and s.real / folder, s.data / folder):
         if place and place.is_dir(): return place
-    get = "run `make data`" if folder == "scenes" else f"get it ({e.home}) and lay it out as {e.expected()} in the folder that MIMSSL_DATA or 'real' in settings.ini names"
+    get = "run `make data` or `python -m mimssl data`" if folder == "scenes" else f"get it ({e.home}) and lay it out as {e.expected()} in the folder that MIMSSL_DATA or 'real' in settings.ini names"
     raise BadInput(f"data set '{name}' is missing: {get}.")
 
 # %% ../../nbs/data/sources.ipynb #574f0e2c

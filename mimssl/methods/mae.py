@@ -8,12 +8,13 @@ __all__ = ['MAEOptions', 'MAE', 'reconstruct']
 # %% ../../nbs/methods/mae.ipynb #ea2fdc4c
 import torch
 from dataclasses import dataclass
+from ..data.settings import BadInput
 from ..data.views import mae_view
 from .method import Method, make_options
 from ..parts.decoders import MAEDecoder
 from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, init_xavier, patchify, unpatchify
 from ..parts.losses import patch_mse, standardise_patches
-from ..parts.masking import as_mask, n_visible, random_masking
+from ..parts.masking import n_visible, random_masking
 
 # %% ../../nbs/methods/mae.ipynb #7a0c9bbc
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class MAE(Method):
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(self.Options, options, "mae")
-        n_visible(encoder.num_patches, o.mask_ratio)                     # refuses an impossible ratio before any work
+        if n_visible(encoder.num_patches, o.mask_ratio) == encoder.num_patches: raise BadInput(f"mask_ratio {o.mask_ratio} hides no patch; raise it.")
         self.image_size, self.patch_size = encoder.image_size, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))
         self.decoder = MAEDecoder(encoder.grid, encoder.embed_dim, 3 * encoder.patch_size ** 2, o.decoder_dim, o.decoder_depth, o.decoder_heads)

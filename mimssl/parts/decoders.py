@@ -10,6 +10,7 @@ import torch
 from functools import partial
 from timm.models.vision_transformer import Block
 from torch import nn
+from ..data.settings import BadInput
 from .encoder import gather_tokens, init_xavier, sincos_table
 
 # %% ../../nbs/parts/decoders.ipynb #025540b1
@@ -32,6 +33,8 @@ class MAEDecoder(nn.Module):
         dim: int = 512, depth: int = 8, num_heads: int = 16, mlp_ratio: float = 4.,
     ):
         super().__init__()
+        if depth < 0 or dim < 4 or dim % 4 or num_heads < 1 or dim % num_heads:
+            raise BadInput(f"a decoder of width {dim} and depth {depth} with {num_heads} heads cannot be built; the width must be a multiple of 4 and of the heads.")
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = fixed_positions(dim, grid)

@@ -39,6 +39,8 @@ class EncoderConfig:
         if self.size not in SIZES: raise BadInput(f"encoder size '{self.size}' is unknown; use one of {', '.join(SIZES)}.")
         for name, default in zip(("embed_dim", "depth", "num_heads"), SIZES[self.size]):
             if getattr(self, name) is None: object.__setattr__(self, name, default)
+        for name in ("embed_dim", "depth", "num_heads", "patch_size", "image_size"):
+            if getattr(self, name) < 1: raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
         if self.image_size < self.patch_size or self.image_size % self.patch_size:
             raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; change one of them.")
         if self.embed_dim % self.num_heads: raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}.")

@@ -9,6 +9,7 @@ __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'RELEASES', 'JUDGED', 'Format', 'un
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
 import argparse, difflib, hashlib, json, math, re, timm, torch
+import torch.nn.functional as F
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

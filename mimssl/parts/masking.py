@@ -11,7 +11,7 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/masking.ipynb #c4fa9260
 def n_visible(L: int, mask_ratio: float) -> int:
-    "Number of visible patches of `L`. Raises `BadInput` unless at least one is visible and one hidden."
+    "Number of visible patches of `L`. Raises `BadInput` unless at least one is visible."
     n = int(L * (1 - mask_ratio))
     if not 0 <= mask_ratio < 1: raise BadInput(f"mask_ratio is {mask_ratio}; give a share of hidden patches in [0, 1).")
     if n < 1: raise BadInput(f"mask_ratio {mask_ratio} leaves none of {L} patches visible; lower it or use smaller patches.")

@@ -7,7 +7,7 @@ __all__ = ['TEXT_BARS', 'parameters_of', 'checked', 'normalise', 'provenance', '
            'main']
 
 # %% ../../nbs/training/runner.ipynb #b8f1dfb1
-import argparse, ast, difflib, importlib.metadata, json, os, platform, re, subprocess, sys, time
+import argparse, ast, difflib, importlib.metadata, importlib.util, json, os, platform, re, subprocess, sys, time
 from pathlib import Path
 import yaml
 from ..data.settings import BadInput, pick_device, settings
@@ -81,7 +81,7 @@ def provenance(parameters: dict, seconds: float) -> dict:
         except importlib.metadata.PackageNotFoundError: return None
     names = ("mimssl", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn", "papermill", "dvc")
     return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "--", "mimssl", "nbs", "params.yaml").splitlines(),
-            "parameters": parameters, "device": str(pick_device(settings().device)), "cores": os.cpu_count(), "machine": platform.machine(),
+            "parameters": parameters, "device": str(pick_device(settings().device)) if importlib.util.find_spec("torch") else "cpu", "cores": os.cpu_count(), "machine": platform.machine(),
             "python": platform.python_version(), "versions": {n: version(n) for n in names}, "seconds": round(seconds, 1)}
 
 # %% ../../nbs/training/runner.ipynb #7a65fbe1
