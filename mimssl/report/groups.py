@@ -115,7 +115,7 @@ NAMES = dict(pixels="raw pixels", untrained="untrained", mae="MAE", mae_ct="MAE-
              moca="MOCA", mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3", published="published")
 EVALUATIONS = dict(knn="k-NN", linear="linear probe", nn="1-NN", lowshot="low-shot", finetune="fine-tuning", semseg="semantic segmentation", davis="DAVIS", prompt_segmentation="prompt segmentation")
 METRICS = dict(top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", miou="mIoU (%)", acc="accuracy (%)", accuracy="accuracy (%)", nmi="NMI (%)",
-               top1_paper="top-1, chosen on test (%)", top1_leave_one_out="top-1, leave-one-out (%)", top1_train="top-1, train gallery (%)", ami="AMI (%)", ari="ARI (%)", ap="AP (%)", ap50="AP50 (%)", ap75="AP75 (%)", jf="J&F (%)", j="J (%)", f="F (%)")
+               top1_paper="top-1, the paper's way (%)", top1_leave_one_out="top-1, leave-one-out (%)", top1_train="top-1, train gallery (%)", ami="AMI (%)", ari="ARI (%)", ap="AP (%)", ap50="AP50 (%)", ap75="AP75 (%)", jf="J&F (%)", j="J (%)", f="F (%)")
 
 def label_of(method: str, note: str = "") -> str:
     "How `method` is written in figures and tables, with what tells it from others of that method."
