@@ -437,7 +437,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mimssl.methods.dino.cross_crop_loss': ('methods/dino.html#cross_crop_loss', 'mimssl/methods/dino.py'),
                                      'mimssl.methods.dino.encode_crops': ('methods/dino.html#encode_crops', 'mimssl/methods/dino.py'),
                                      'mimssl.methods.dino.epoch_number': ('methods/dino.html#epoch_number', 'mimssl/methods/dino.py'),
-                                     'mimssl.methods.dino.flat_checkpoint': ('methods/dino.html#flat_checkpoint', 'mimssl/methods/dino.py'),
                                      'mimssl.methods.dino.init_dino': ('methods/dino.html#init_dino', 'mimssl/methods/dino.py'),
                                      'mimssl.methods.dino.local_crop_size': ('methods/dino.html#local_crop_size', 'mimssl/methods/dino.py'),
                                      'mimssl.methods.dino.mean_cosine': ('methods/dino.html#mean_cosine', 'mimssl/methods/dino.py'),

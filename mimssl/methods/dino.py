@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encode_crops', 'init_dino', 'cross_crop_loss', 'epoch_number', 'teacher_temperature', 'move_centre', 'DINOLoss',
-           'DINOOptions', 'local_crop_size', 'mean_cosine', 'mean_entropy', 'DINO', 'flat_checkpoint']
+           'DINOOptions', 'local_crop_size', 'mean_cosine', 'mean_entropy', 'DINO']
 
 # %% ../../nbs/methods/dino.ipynb #70bbabc8
 import torch
@@ -160,12 +160,3 @@ class DINO(Method):
         student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)
         entropy = mean_entropy(self.loss.targets(teacher, epoch))
         return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy, "patch_similarity": mean_cosine(tokens[:, 1:])}
-
-# %% ../../nbs/methods/dino.ipynb #83ab2eff
-def flat_checkpoint(checkpoint: dict) -> dict[str, torch.Tensor]:
-    "Nested dictionaries of tensors -> one dictionary with dotted names, without the 'module.' of DistributedDataParallel; everything else is left out."
-    out = {}
-    for name, value in checkpoint.items():
-        if isinstance(value, torch.Tensor): out[name.removeprefix("module.")] = value
-        elif isinstance(value, dict): out |= {f"{name}.{n}": x for n, x in flat_checkpoint(value).items()}
-    return out
