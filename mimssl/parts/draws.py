@@ -23,7 +23,7 @@ class Draws:
         step: int,                 # number of the (micro-)step
         rows: tuple | None = None, # (first row, size) of this process in the global batch: (start, total); None: the batch is global
         given: dict | None = None, # name -> tensor: used instead of drawing (tests)
-        device="cpu",              # where the numbers are wanted; they are always drawn on the CPU
+        device="cpu",              # where the numbers are wanted; all but `noise` are drawn on the CPU
     ):
         self.seed, self.step, self.rows, self.given, self.device = seed, step, rows, given or {}, device
 
@@ -48,6 +48,13 @@ class Draws:
     def randint(self, name: str, high: int, B: int, *shape) -> torch.Tensor:
         "Whole numbers in [0, high) for each sample, (B, *shape) int64."
         return self._draw(name, lambda n, g: torch.randint(high, (n, *shape), generator=g), B)
+
+    def noise(self, name: str, B: int, *shape) -> torch.Tensor:
+        "Standard normal numbers for each sample, (B, *shape) float32, drawn on the device sample by sample: for many numbers, such as pixels."
+        if name in self.given: return self.given[name].to(self.device)
+        first, out, g = (self.rows or (0, B))[0], torch.empty((B, *shape), device=self.device), torch.Generator(self.device)
+        for i, x in enumerate(out): x.normal_(generator=g.manual_seed(seed_of(self.seed, self.step, name, first + i)))
+        return out
 
     def shared(self, name: str, *shape) -> torch.Tensor:
         "Uniform numbers in [0, 1) common to all processes, `shape` float32."
