@@ -71,17 +71,18 @@ def knn_accuracy(
     temperatures=(0.07,),
     chunk: int = 1024,
 ) -> list[dict]:
-    "For each k and temperature: dict of k, temperature, top1 and (from five classes on) top5, in percent."
+    "For each k and temperature: dict of k, temperature, `right` ((Q,) bool), top1 and (from five classes on) top5, in percent."
     rows, labels = [], labels.to(values.device)
     for k in ks:
         for temperature in temperatures:
-            hits = torch.zeros(2)
+            hits = []
             for i in range(0, len(labels), chunk):
                 votes = class_votes(values[i:i + chunk, :k], neighbours[i:i + chunk, :k], num_classes, temperature)
-                right = votes.topk(min(5, k, num_classes), dim=1).indices == labels[i:i + chunk, None]
-                hits += torch.tensor([right[:, 0].sum(), right.any(1).sum()])
-            top1, top5 = (100 * hits.double() / len(labels)).tolist()
-            rows.append(dict(k=k, temperature=temperature, top1=top1) | (dict(top5=top5) if num_classes >= 5 else {}))
+                found = votes.topk(min(5, k, num_classes), dim=1).indices == labels[i:i + chunk, None]
+                hits.append(torch.stack([found[:, 0], found.any(1)]).cpu())
+            hits = torch.cat(hits, 1)  # (2, Q)
+            top1, top5 = (100 * hits.double().mean(1)).tolist()
+            rows.append(dict(k=k, temperature=temperature, right=hits[0], top1=top1) | (dict(top5=top5) if num_classes >= 5 else {}))
     return rows
 
 # %% ../../nbs/evaluation/knn.ipynb #f8c6fd54
@@ -129,7 +130,7 @@ KNN_VARIANTS = {
 
 # %% ../../nbs/evaluation/knn.ipynb #60264f92
 def knn_sweep(train, train_labels, test, test_labels, ks=(10, 20), temperatures=KNN_VARIANTS["moca"].temperatures, seed: int = 0, device="cpu", **options) -> dict:
-    "Per k: `top1` at the temperature that is best on held-out training images, and `top1_paper`, the best on the test images."
+    "Per k: `top1` (and `right`, (Q,) bool) at the temperature that is best on held-out training images, and `top1_paper`, the best on the test images."
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held, rest = order[:max(1, len(order) // 10)].sort().values, order[max(1, len(order) // 10):].sort().values
     chosen = knn(train[rest], train_labels[rest], train[held], train_labels[held], ks, temperatures, device=device, **options)
@@ -139,7 +140,7 @@ def knn_sweep(train, train_labels, test, test_labels, ks=(10, 20), temperatures=
     for k in ks:
         T, paper = best(chosen, k)["temperature"], best(tested, k)
         here = next(row for row in tested if (row["k"], row["temperature"]) == (k, T))
-        out[k] = dict(top1=here["top1"], temperature=T, top1_paper=paper["top1"], temperature_paper=paper["temperature"])
+        out[k] = dict(top1=here["top1"], temperature=T, right=here["right"], top1_paper=paper["top1"], temperature_paper=paper["temperature"])
     return out
 
 # %% ../../nbs/evaluation/knn.ipynb #3f6b5952

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOWSHOT_FORMS', 'draw_subset', 'read_subset', 'list_files', 'centre_rows', 'objective', 'fit_logistic', 'LowShotForm',
-           'lowshot', 'mean_and_std']
+           'classify', 'lowshot', 'mean_and_std']
 
 # %% ../../nbs/evaluation/lowshot.ipynb #8bbfabef
 import numpy as np, torch
@@ -100,11 +100,15 @@ LOWSHOT_FORMS = {
 }
 
 # %% ../../nbs/evaluation/lowshot.ipynb #2225ce55
-def lowshot(train, train_labels, test, test_labels, form: LowShotForm) -> float:
-    "Top-1 accuracy in percent on the test features (Q, D) after a fit on the few train features (n, D)."
+def classify(train, train_labels, test, form: LowShotForm) -> torch.Tensor:
+    "Classes (Q,) of the test features (Q, D) after a fit on the few train features (n, D)."
     weights = fit_logistic(centre_rows(train), train_labels, form.lambd, form.max_iter, form.tol)
     rows = centre_rows(test) if form.centre_test else test.double()
-    return 100 * ((rows @ weights.T).argmax(1) == test_labels).double().mean().item()
+    return (rows @ weights.T).argmax(1)
+
+def lowshot(train, train_labels, test, test_labels, form: LowShotForm) -> float:
+    "Top-1 accuracy in percent of `classify`."
+    return 100 * (classify(train, train_labels, test, form) == test_labels).double().mean().item()
 
 def mean_and_std(values: list[float]) -> tuple[float, float]:
     "Mean and population standard deviation, as the papers print them."

@@ -130,6 +130,12 @@ class HeadTrainer:
             total += torch.stack([100. * (rank < 1).sum(0), 100. * (rank < 5).sum(0), loss.nan_to_num(1e30, 1e30).sum(0)]).cpu()
         return total / len(x)
 
+    @torch.no_grad()
+    def right(self, x: torch.Tensor, y: torch.Tensor, head: int, chunk: int = 8192) -> torch.Tensor:
+        "Whether `head` classifies each feature right: (N,) bool on the CPU."
+        h = self.heads.eval()
+        return torch.cat([h(part.to(h.lrs.device).float())[:, head].argmax(1).cpu() for part in x.split(chunk)]) == y
+
 # %% ../../nbs/evaluation/probes.ipynb #6e9561a6
 class CachedFeatures:
     "Batches of fixed features (N, D), shuffled anew in each epoch."
@@ -191,6 +197,7 @@ class ProbeResult:
     batch: int
     curve: list          # test top-1 of the chosen head after each epoch
     by_head: list        # for each head: its grid entry, held-out and test top-1 at the end
+    right: torch.Tensor | None = None  # (Q,) bool: which test images `top1` counts
 
 # %% ../../nbs/evaluation/probes.ipynb #813b0d56
 def train_probe(
@@ -215,7 +222,8 @@ def train_probe(
             if kept.sum() > 1: choosing.step(x[kept], y[kept], factor)
             judged.step(x, y, factor)
         test_scores.append(judged.judge(test, test_labels))
-    return _result(form, choosing.judge(held_x, held_y), torch.stack(test_scores), judged.heads.grid, source.batch)
+    found = _result(form, choosing.judge(held_x, held_y), torch.stack(test_scores), judged.heads.grid, source.batch)
+    return replace(found, right=judged.right(test, test_labels, judged.heads.grid.index(found.head)))
 
 # %% ../../nbs/evaluation/probes.ipynb #bfc83277
 def _check(train, train_labels, test, test_labels):

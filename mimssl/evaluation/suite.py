@@ -16,13 +16,14 @@ import torch
 from timm.models import VisionTransformer
 from torch.utils.data import Subset
 from ..data.lines import metric_line
+from ..data.outcomes import write_outcomes
 from ..data.settings import BadInput, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .clustering import clustering
 from .features import FeatureSpec, extract_all, pixel_features, pixel_stats, resolve
 from .knn import KNN_VARIANTS, knn, knn_sweep, nearest_neighbour
-from .lowshot import LOWSHOT_FORMS, draw_subset, list_files, lowshot, mean_and_std, read_subset
+from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
 from .probes import FORMS, AugmentedFeatures, CachedFeatures, fitting_batch, probe_form, train_probe
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
@@ -104,6 +105,16 @@ class Bench:
 
     def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
 
+    def names(self, split: str) -> list[str]:
+        "The names of the images of a split, in their order."
+        return [self.data(split).name(i) for i in range(len(self.data(split)))]
+
+    def on(self, dataset: str) -> "Bench":
+        "The same encoder and options on another data set."
+        other = copy.copy(self)
+        other.dataset, other._open, other._known, other._mean = dataset, {}, {}, None
+        return other
+
 # %% ../../nbs/evaluation/suite.ipynb #214c6511
 class PixelBench(Bench):
     "Raw pixels in place of an encoder: 16 x 16, minus the mean training image, unit length."
@@ -128,8 +139,8 @@ def eval_knn(bench: Bench, spec: FeatureSpec, variant: str, ks=None, temperature
     "Weighted k-NN as in DINO, DINOv2 or MAE-CT: top1 and top5 for each k."
     v, features = KNN_VARIANTS[variant], bench.both(spec)
     rows = knn(*features, tuple(ks or v.ks), (temperature,) if temperature else v.temperatures, v.standardise, bench.device)
-    return [(metric, row[metric], len(features[3]), bench.protocol(spec) | dict(variant=variant, k=row["k"], temperature=row["temperature"], standardise=v.standardise))
-            for row in rows for metric in ("top1", "top5") if metric in row]
+    return [(metric, row[metric], len(features[3]), bench.protocol(spec) | dict(variant=variant, k=row["k"], temperature=row["temperature"], standardise=v.standardise),
+             *([row["right"]] if metric == "top1" else [])) for row in rows for metric in ("top1", "top5") if metric in row]
 
 # %% ../../nbs/evaluation/suite.ipynb #eeed929e
 def eval_knn_sweep(bench: Bench, spec: FeatureSpec, ks=(10, 20), temperatures=KNN_VARIANTS["moca"].temperatures) -> list[tuple]:
@@ -137,7 +148,7 @@ def eval_knn_sweep(bench: Bench, spec: FeatureSpec, ks=(10, 20), temperatures=KN
     features = bench.both(spec)
     swept = knn_sweep(*features, tuple(ks), tuple(temperatures), bench.seed, bench.device)
     base = bench.protocol(spec) | dict(variant="moca", temperatures=list(temperatures))
-    return [(metric, row[metric], len(features[3]), base | dict(k=k, selection=how, chosen_temperature=row[key]))
+    return [(metric, row[metric], len(features[3]), base | dict(k=k, selection=how, chosen_temperature=row[key]), *([row["right"]] if metric == "top1" else []))
             for k, row in swept.items() for metric, key, how in (("top1", "temperature", "held-out train"), ("top1_paper", "temperature_paper", "test"))]
 
 # %% ../../nbs/evaluation/suite.ipynb #2b911e6b
@@ -145,9 +156,9 @@ def eval_nn(bench: Bench, spec: FeatureSpec) -> list[tuple]:
     "One nearest neighbour: leave-one-out inside the test images (Latent MIM's code), and in the training images."
     train, train_labels, test, test_labels = bench.both(spec)
     inside = nearest_neighbour(test, test_labels, bench.device)
-    usual = knn(train, train_labels, test, test_labels, (1,), device=bench.device)[0]["top1"]
+    usual = knn(train, train_labels, test, test_labels, (1,), device=bench.device)[0]
     return [("top1_leave_one_out", inside, len(test), bench.protocol(spec) | dict(gallery="test, leave-one-out")),
-            ("top1_train", usual, len(test), bench.protocol(spec) | dict(gallery="train"))]
+            ("top1_train", usual["top1"], len(test), bench.protocol(spec) | dict(gallery="train"), usual["right"])]
 
 # %% ../../nbs/evaluation/suite.ipynb #e1224382
 def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None = None, batch: int | None = None, augment: bool = False) -> list[tuple]:
@@ -166,7 +177,7 @@ def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None =
     base = bench.protocol(spec) | dict(form=name, optimiser=form.optimiser, epochs=form.epochs, batch=batch, batch_norm=form.batch_norm,
                                        base_lrs=list(form.lrs), weight_decays=list(form.weight_decays), augment=augment)
     line = lambda metric, value, head, how: (metric, value, len(features[3]), base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
-    return [line("top1", found.top1, found.head, "held-out train"), line("top5", found.top5, found.head, "held-out train"),
+    return [(*line("top1", found.top1, found.head, "held-out train"), found.right), line("top5", found.top5, found.head, "held-out train"),
             line("top1_paper", found.top1_paper, found.head_paper, "test")]
 
 # %% ../../nbs/evaluation/suite.ipynb #a66cd894
@@ -179,9 +190,11 @@ def eval_lowshot(bench: Bench, spec: FeatureSpec, form: str, shots=(1, 2, 5, 0.0
     scores = []
     for n, found in subsets.items():
         places = [torch.searchsorted(rows, r) for r in found]
-        values = [lowshot(train[p], train_labels[p], test, test_labels, f) for p in places]
+        right = torch.stack([classify(train[p], train_labels[p], test, f) == test_labels for p in places]).double()  # (subsets, Q)
+        values = (100 * right.mean(1)).tolist()
         protocol = bench.protocol(spec) | dict(form=form, shots=n, subsets=len(found), lists="published" if lists else "drawn", lambd=f.lambd, chosen_by_subset=values)
-        scores += [(metric, value, len(test), protocol) for metric, value in zip(("top1", "top1_std"), mean_and_std(values))]
+        mean, std = mean_and_std(values)
+        scores += [("top1", mean, len(test), protocol, right.mean(0)), ("top1_std", std, len(test), protocol)]
     return scores
 
 # %% ../../nbs/evaluation/suite.ipynb #d243500f
@@ -196,7 +209,7 @@ def eval_clustering(bench: Bench, spec: FeatureSpec, num_clusters: int | None = 
 @dataclass(frozen=True)
 class Evaluation:
     "One name of the suite."
-    function: Callable                  # (bench, spec, **fixed, **options) -> scores
+    function: Callable                  # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes (count,)])
     wants: dict | None = None           # fields of `FeatureSpec`; None: it reads images itself, and raw pixels cannot stand in
     fixed: dict = field(default_factory=dict)
     reads: tuple = ("train", "test")    # splits whose features it reads whole
@@ -236,8 +249,8 @@ def _options(names: list[str], options: dict | None) -> dict:
     return {name: SUITE[name].fixed | ((options or {}).get(name) or {}) for name in names}
 
 # %% ../../nbs/evaluation/suite.ipynb #366c9a8d
-def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None) -> list[dict]:
-    "Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training."
+def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None) -> list[dict]:
+    "Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image."
     lines, names, start = [], suite_names(suite), time.perf_counter()
     given, specs = _options(names, options), {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names}
     for split in ("train", "test"):
@@ -247,8 +260,9 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
         start = time.perf_counter()
         scores = SUITE[name].function(bench, specs[name], **given[name])
         seconds = reading + time.perf_counter() - start
-        lines += [metric_line(run, method, name, metric, value, count, seed, recipe, bench.dataset, protocol, bench.device.type, seconds)
-                  for metric, value, count, protocol in scores]
+        for metric, value, count, protocol, *images in scores:
+            lines.append(metric_line(run, method, name, metric, value, count, seed, recipe, bench.dataset, protocol, bench.device.type, seconds))
+            if outcomes and images: write_outcomes(outcomes, lines[-1], bench.names("test"), images[0])
     return lines
 
 # %% ../../nbs/evaluation/suite.ipynb #2e2459d9
@@ -262,6 +276,7 @@ def evaluate(
     recipe: str = "",            # its fingerprint
     device="auto",
     options: dict | None = None, # per evaluation: {'knn': {'ks': [20]}, 'linear': {'epochs': 20}}
+    outcomes=None,               # folder for the outcome of each image, of the evaluations that know it
     **bench,                     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
 ) -> list[dict]:
     "Evaluate an encoder: a list of metric lines. Raises `BadInput` before any work for unknown names and options."
@@ -269,12 +284,13 @@ def evaluate(
     name = model if isinstance(model, str) else type(model).__name__
     vit = load_model(model) if isinstance(model, str) else model
     bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), **bench)
-    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options)
+    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes)
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
-def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, **bench) -> list[dict]:
+def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, **bench) -> list[dict]:
     "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
     on_pixels = [n for n in suite_names(suite) if SUITE[n].wants is not None]
-    lines = run_suite(PixelBench(dataset, device=device, **bench), on_pixels, "pixels", "pixels", options={n: o for n, o in (options or {}).items() if n in on_pixels})
+    lines = run_suite(PixelBench(dataset, device=device, **bench), on_pixels, "pixels", "pixels",
+                      options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes)
     if vit is None: return lines
-    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, features=features, **bench), suite, "untrained", "untrained", seed, options=options)
+    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes)
