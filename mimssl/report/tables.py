@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'Cell', 'Table', 'to_text', 'to_html', 'to_markdown', 'to_latex', 'columns_of', 'Notes', 'result_table',
-           'Difference', 'differences', 'Interval', 'paired_bootstrap', 'compare']
+           'Difference', 'differences', 'Interval', 'paired_bootstrap', 'outcomes_of', 'match_outcomes', 'compare']
 
 # %% ../../nbs/report/tables.ipynb #e4b1d5f7
 import html, textwrap
 import numpy as np
 from dataclasses import dataclass, field
+from ..data.outcomes import Outcomes, by_image
 from ..data.settings import BadInput
 from .groups import (Summary, decimals, describe, differing, group, in_order, label_of, per_seed, score_name, select,
                                   summarise, value_of)
@@ -144,7 +145,7 @@ def result_table(
     lines: list[dict],
     rows: str = "method",                # 'method' (mean over seeds) or 'run'
     published: list[dict] = (),          # lines with a source, below a rule
-    lower_is_better: tuple = ("loss", "seconds", "decay"),   # metrics of which the lowest is marked
+    lower_is_better: tuple = ("loss", "seconds", "overlap"),   # metrics of which the lowest is marked, beside all _std and _decay
     baselines: tuple = ("pixels", "untrained"),              # never marked as best
     title: str = "",
 ) -> Table:
@@ -159,7 +160,7 @@ def result_table(
              for row, found in group(columns[column], *keys).items()}
     for key, (summary, cell) in cells.items():   # a mean over fewer seeds than the row has says so
         if summary and summary.count < len(_seeds_of(body[key[0]])): cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
-    for column in columns: _mark_best(cells, column, _digits(columns[column]), column[0].split("/")[1] in lower_is_better, baselines)
+    for column in columns: _mark_best(cells, column, _digits(columns[column]), _is_lower(column[0].split("/")[1], lower_is_better), baselines)
     theirs = _published(in_order(list(published)), columns)
     columns = list(dict.fromkeys([*columns, *(column for _, column in theirs)]))
     scores = list(dict.fromkeys(score for score, _ in columns))
@@ -180,6 +181,8 @@ def _cell(found: list[dict], column: list[dict], letters: Notes) -> tuple[Summar
     return summary, Cell(summary.show(_digits(column)) if summary else "–", marks=(letters.mark(note),) if note and summary else ())
 
 def _digits(column: list[dict]) -> int: return decimals(line["value"] for line in column if line["value"] is not None)
+
+def _is_lower(metric: str, lower_is_better: tuple) -> bool: return metric in lower_is_better or metric.endswith(("_std", "_decay"))
 
 def _mark_best(cells: dict, column: tuple, digits: int, lowest: bool, baselines: tuple) -> None:
     "Mark the best mean of a column, and those that print the same; nothing where there is nothing to beat."
@@ -229,6 +232,7 @@ class Difference:
     note: str              # data set and protocol, where there are several
     a: Summary
     b: Summary
+    lines: tuple = field(default=((), ()), repr=False)   # of the two sides, two lists
 
     @property
     def value(self) -> float: return self.a.mean - self.b.mean
@@ -254,7 +258,7 @@ def differences(a: list[dict], b: list[dict]) -> list[Difference]:
             side_b = _noted(found_b, keys).get((note,), [])
             if not side_b: continue
             means = [summarise(per_seed(side).values()) for side in (side_a, side_b)]
-            if all(means): result.append(Difference(score, _unlike(side_a, side_b, note), *means))
+            if all(means): result.append(Difference(score, _unlike(side_a, side_b, note), *means, (side_a, side_b)))
     if not result: raise BadInput("the two groups of lines share no score under one protocol; evaluate both with the same suite.")
     return result
 
@@ -300,16 +304,34 @@ def paired_bootstrap(
     return Interval(100 * float((a - b).mean()), float(low), float(high), len(a))
 
 # %% ../../nbs/report/tables.ipynb #f52f5572
+def outcomes_of(side: list[dict], outcomes: list[Outcomes]) -> Outcomes | None:
+    "Mean outcome of each image over the runs of `side` (lines of one score and protocol); None unless every run has one."
+    same = lambda line: (line["run"], line["dataset"], value_of(line, "score"), describe(line, sorted(k for k in line["protocol"] if not k.startswith("chosen_"))))
+    known, wanted = {same(o.line): o for o in outcomes}, {same(line) for line in side}
+    if not wanted or not wanted <= set(known): return None
+    runs = [known[key] for key in sorted(wanted)]
+    return Outcomes(runs[0].line, runs[0].names, np.mean([by_image(runs[0], o)[1] for o in runs], axis=0))
+
+def match_outcomes(found: list[Difference], a: list[Outcomes], b: list[Outcomes]) -> dict[tuple[str, str], tuple]:
+    "(score, note) -> two (N,) arrays over the same images, for `compare`. Raises `BadInput` when no score has outcomes on both sides, or images differ."
+    sides = {(d.score, d.note): [outcomes_of(side, o) for side, o in zip(d.lines, (a, b))] for d in found}
+    matched = {key: by_image(*pair) for key, pair in sides.items() if all(pair)}
+    if not matched: raise BadInput("the outcomes belong to none of the compared scores; write them for both sides, with the options that the lines were made with.")
+    return matched
+
+# %% ../../nbs/report/tables.ipynb #610eb95d
 def compare(
     a: list[dict], b: list[dict],
     names: tuple[str, str] = ("a", "b"),
-    outcomes: dict[str, tuple] | None = None,   # score -> two (N,) arrays of outcomes over the same images
+    outcomes: tuple[list[Outcomes], list[Outcomes]] | None = None,   # of the two sides
 ) -> Table:
     "Which differences of `a` from `b` exceed their spread over seeds, and, where outcomes are given, over images."
     header = ["score", *names, "difference", "spread", "exceeds\nits spread", *(["95 % interval\nover images"] if outcomes else [])]
-    table = Table(header, [])
-    for d in differences(a, b):
-        interval = [Cell(str(paired_bootstrap(*outcomes[d.score])) if d.score in outcomes else "–")] if outcomes else []
+    table, found = Table(header, []), differences(a, b)
+    pairs = match_outcomes(found, *outcomes) if outcomes else {}
+    for d in found:
+        pair = pairs.get((d.score, d.note))
+        interval = [Cell(str(paired_bootstrap(*pair)) if pair else "–")] if outcomes else []
         digits = decimals([d.a.mean, d.b.mean])
         seeds = lambda s: f"{s.show(digits)} ({s.count})"
         table.rows.append([Cell(score_name(*d.score.split("/")) + (f", {d.note}" if d.note else "")), Cell(seeds(d.a)), Cell(seeds(d.b)), Cell(f"{d.value:+.{digits}f}"),
