@@ -17,10 +17,10 @@ from .groups import NAMES, decimals, group, in_order, label_of, per_seed, score_
 # %% ../../nbs/report/figures.ipynb #f6617ef1
 COLUMN, PAGE = 3.3, 6.9   # widths in inches of one column and of a page
 
-COLOURS = dict(pixels="#999999", untrained="#666666", mae="#0072B2", mae_ct="#56B4E9", mae_ct_aug="#003355",
+COLOURS = dict(pixels="#999999", untrained="#666666", mae="#0072B2", mae_nnclr="#9966FF", mae_ct="#56B4E9", mae_ct_aug="#003355",
                latent_mim="#E69F00", moca="#D55E00", mmc="#CC79A7", cfm_vit="#009E73",
                dino="#772211", ibot="#DDBB66", mocov3="#5511DD", published="#000000")
-MARKERS = dict(pixels="_", untrained="_", mae="o", mae_ct="s", mae_ct_aug="D", latent_mim="^", moca="v", mmc="P",
+MARKERS = dict(pixels="_", untrained="_", mae="o", mae_nnclr="h", mae_ct="s", mae_ct_aug="D", latent_mim="^", moca="v", mmc="P",
                cfm_vit="X", dino="<", ibot=">", mocov3="p", published="*")
 
 # %% ../../nbs/report/figures.ipynb #fac21fc7

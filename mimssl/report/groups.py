@@ -112,8 +112,9 @@ def series(
 
 # %% ../../nbs/report/groups.ipynb #da4a1e29
 NAMES = dict(pixels="raw pixels", untrained="untrained", mae="MAE", mae_nnclr="MAE + NNCLR", mae_ct="MAE-CT", mae_ct_aug="MAE-CT aug", latent_mim="Latent MIM",
-             moca="MOCA", mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3", dinov2="DINOv2", published="published")
-EVALUATIONS = dict(knn="k-NN", nn="1-NN", linear="linear probe", linear_dino_b="linear probe (DINO, ViT-B)", linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot",
+             moca="MOCA", mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3", published="published")
+EVALUATIONS = dict(knn="k-NN", knn_dinov2="k-NN (DINOv2)", nn="1-NN", linear="linear probe", linear_dino_b="linear probe (DINO, ViT-B)", linear_dinov2="linear probe (DINOv2)",
+                   linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot",
                    clustering="clustering", finetune="fine-tuning", fewshot="few-shot transfer", semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)",
                    davis="DAVIS", unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard", prompt_segmentation="prompt segmentation",
                    similarity="object similarity", retrieval="retrieval", zero_shot="zero-shot", coco="COCO", ovd="open-vocabulary COCO", lvis="LVIS")
