@@ -93,7 +93,8 @@ def load_official(method: Method, state: dict[str, torch.Tensor], ignore=()) -> 
 # %% ../../nbs/methods/method.ipynb #b8582703
 METHODS = {"mae": "mimssl.methods.mae:MAE", "latent_mim": "mimssl.methods.latent_mim:LatentMIM",
            "mae_ct": "mimssl.methods.mae_ct:MAECT", "mae_nnclr": "mimssl.methods.mae_ct:MAENNCLR", "moca": "mimssl.methods.moca:MOCA",
-           "dino": "mimssl.methods.dino:DINO", "ibot": "mimssl.methods.ibot:IBOT", "mocov3": "mimssl.methods.mocov3:MoCoV3"}
+           "dino": "mimssl.methods.dino:DINO", "ibot": "mimssl.methods.ibot:IBOT", "mocov3": "mimssl.methods.mocov3:MoCoV3",
+           "mmc": "mimssl.methods.mmc:MMC"}
 
 # %% ../../nbs/methods/method.ipynb #920c74e7
 def closest(name: str, known) -> str:
