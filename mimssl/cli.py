@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parser', 'assignments', 'make_parser', 'data', 'read_params', 'pretrain', 'bench', 'provenance_of', 'nested',
-           'evaluate', 'in_a_row', 'first_process', 'main']
+           'evaluate', 'in_a_row', 'score', 'first_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, json, os, sys
@@ -53,6 +53,14 @@ def make_parser() -> Parser:
     c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="options of evaluations, as knn.ks=[10,20] linear.epochs=20")
     c.add_argument("--features", nargs="+", action="extend", metavar="KEY=VALUE", help="options of the features, as pooling=mean norm=false")
     c.add_argument("--baselines", action="store_true", help="judge raw pixels and the untrained encoder too")
+    c.add_argument("--out", metavar="FILE", help="append the metric lines to this file")
+    c = commands.add_parser("score", help="score the results of a detector", description="Score the results of a detector: boxes or masks in COCO's format.")
+    c.add_argument("--truth", required=True, metavar="FILE", help="annotations in the format of COCO or LVIS")
+    c.add_argument("--results", required=True, metavar="FILE", help="list of image_id, category_id, score and bbox or segmentation")
+    c.add_argument("--kind", required=True, choices=["coco", "ovd", "lvis"], help="COCO, open-vocabulary COCO (novel and base classes) or LVIS")
+    c.add_argument("--iou", nargs="+", default=["bbox"], choices=["bbox", "segm"], help="compare boxes, masks or both (default: bbox)")
+    c.add_argument("--run", help="what the lines call the detector (default: the name of the result file)")
+    c.add_argument("--dataset", help="what the lines call the data set (default: the name of the annotation file)")
     c.add_argument("--out", metavar="FILE", help="append the metric lines to this file")
     c = command("bench", "time and memory of a training step of every method")
     c.add_argument("--methods", help="names, separated by commas (default: all)")
@@ -128,6 +136,17 @@ def in_a_row(line: dict) -> str:
     value = "-" if line["value"] is None else f"{line['value']:.2f}"
     return f"{line['run']:<24} {line['dataset']:<14} {line['evaluation']:<12} {line['metric']:<14} {value:>7}  {chosen}".rstrip()
 
+# %% ../nbs/cli.ipynb #695d797b
+def score(args):
+    "Score the results of a detector; prints the numbers and appends their metric lines to a file."
+    from mimssl.data.lines import append_lines
+    from mimssl.evaluation import detection
+    scorer = {"coco": detection.coco_scores, "ovd": detection.open_vocabulary_scores, "lvis": detection.lvis_scores}[args.kind]
+    run, dataset = args.run or Path(args.results).stem, args.dataset or Path(args.truth).stem
+    lines = [line for kind in dict.fromkeys(args.iou) for line in detection.detection_lines(scorer(args.truth, args.results, kind=kind), run, dataset)]
+    if args.out: append_lines(args.out, lines)
+    for line in lines: print(in_a_row(line))
+
 # %% ../nbs/cli.ipynb #c6487b1d
 def first_process() -> bool: return os.environ.get("RANK", "0") == "0"
 
@@ -138,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         for name in ("data", "device"):
             if getattr(args, name, None): os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))
-        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "bench": bench}[args.command](args)
+        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "score": score, "bench": bench}[args.command](args)
         return 0
     except BadInput as e:
         if first_process(): print(f"error: {e}", file=sys.stderr)
