@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parser', 'assignments', 'make_parser', 'data', 'read_params', 'pretrain', 'bench', 'provenance_of', 'nested',
-           'evaluate', 'in_a_row', 'score', 'first_process', 'main']
+           'evaluate', 'in_a_row', 'explore', 'score', 'first_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, json, os, sys
@@ -70,6 +70,14 @@ def make_parser() -> Parser:
     c.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     c.add_argument("--compile", action="store_true", help="compile the transformer blocks")
     c.add_argument("--out", metavar="FILE", help="metric lines go here (default: outputs/local/speed.jsonl)")
+    c = command("explore", "write a page on which a click on a patch shows what encoders find similar")
+    c.add_argument("--models", required=True, nargs="+", metavar="MODEL", help="encoders to compare, as evaluate takes them")
+    c.add_argument("--images", nargs="+", default=[], metavar="FILE", help="photos")
+    c.add_argument("--dataset", help="name in the catalogue: take images, and masks where it has them, from there too")
+    c.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
+    c.add_argument("--count", type=int, default=8, help="take so many images of the data set, spread evenly (default: %(default)s)")
+    c.add_argument("--size", type=int, help="side of the input in pixels (default: 480/224 of each encoder's own, at most 480)")
+    c.add_argument("--out", metavar="FILE", default="explorer.html", help="default: %(default)s")
     return cli
 
 # %% ../nbs/cli.ipynb #e23abc79
@@ -136,6 +144,21 @@ def in_a_row(line: dict) -> str:
     value = "-" if line["value"] is None else f"{line['value']:.2f}"
     return f"{line['run']:<24} {line['dataset']:<14} {line['evaluation']:<12} {line['metric']:<14} {value:>7}  {chosen}".rstrip()
 
+# %% ../nbs/cli.ipynb #d96358b3
+def explore(args):
+    "Write the prompt explorer of some images and encoders."
+    from mimssl.data.sources import open_dataset
+    from mimssl.evaluation.explorer import export_html, with_names
+    if not args.images and not args.dataset: raise BadInput("there are no images to explore; name photos with --images or a data set with --dataset.")
+    if args.count < 1: raise BadInput(f"--count is {args.count}; take 1 image or more.")
+    images = list(args.images)
+    if args.dataset:
+        found = open_dataset(args.dataset, args.split)
+        count = min(args.count, len(found))
+        images += with_names(found, [i * len(found) // count for i in range(count)])
+    path = export_html(images, args.models, args.out, size=args.size, device=args.device or settings().device)
+    print(f"open {path} in a browser")
+
 # %% ../nbs/cli.ipynb #695d797b
 def score(args):
     "Score the results of a detector; prints the numbers and appends their metric lines to a file."
@@ -157,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         for name in ("data", "device"):
             if getattr(args, name, None): os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))
-        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "score": score, "bench": bench}[args.command](args)
+        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "score": score, "bench": bench, "explore": explore}[args.command](args)
         return 0
     except BadInput as e:
         if first_process(): print(f"error: {e}", file=sys.stderr)
