@@ -190,7 +190,7 @@ def fetch(name: str) -> Path:
     return path
 
 # %% ../../nbs/parts/formats.ipynb #92c538c5
-JUDGED = {"moca": ("teacher.",), "dino": ("teacher.encoder.",), "ibot": ("teacher.encoder.",), "mmc": ("teacher.encoder.", "teacher."), "mae_ct": ("ema_encoder.", "encoder.")}   # others: 'encoder.'
+JUDGED = {"moca": ("teacher.",), "dino": ("teacher.encoder.",), "ibot": ("teacher.encoder.",), "mmc": ("teacher.encoder.",), "mae_ct": ("ema_encoder.", "encoder.")}   # others: 'encoder.'
 
 def load_file(path: Path, num_heads: int | None = None, part: str | None = None) -> VisionTransformer:
     "The encoder in a file of any format."
