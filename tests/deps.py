@@ -6,7 +6,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()}
 
 
 def module_file(name: str) -> Path | None:
@@ -45,18 +45,25 @@ def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
     return {str(f.relative_to(ROOT)) for d in direct for f in closure(d)}
 
 
-def method_files() -> dict[str, Path]:
-    "Recipe of the study -> the file of its method, which is imported by name."
+def method_file(recipe: str) -> Path:
+    "The file of a recipe's method, which is imported by name."
     from mimssl.methods.method import METHODS
-    return {r: module_file(METHODS[PARAMS["recipes"][r]["method"]].split(":")[0]) for r in PARAMS["study"]["recipes"]}
+    return module_file(METHODS[PARAMS["recipes"][recipe]["method"]].split(":")[0])
+
+
+def recipes_of(stage: str) -> list[str]:
+    "The recipes that a stage trains: those of the study or of the sweeps, or the one that its command names."
+    words = STAGES[stage]["cmd"].split()
+    given = {words[i + 1]: words[i + 2] for i, w in enumerate(words) if w == "-p"}
+    if "sweep" in given: return sorted({PARAMS["sweeps"][s]["recipe"] for s in PARAMS["sweeps"]})
+    recipe = given.get("recipe")
+    return PARAMS["study"]["recipes"] if recipe == "${item.recipe}" else [recipe] if recipe else []
 
 
 def expected(stage: str) -> dict[str, set[str]]:
-    "Recipe ('' where the stage has none) -> the modules that the stage uses."
-    command = STAGES[stage]["cmd"].split()
-    notebook = ROOT / next(word for word in command if word.startswith("nbs/pipeline/"))
-    trains = any(f.name == "loop.py" for f in (ROOT / m for m in used_by(notebook)))
-    return {recipe: used_by(notebook, (f,)) for recipe, f in method_files().items()} if trains else {"": used_by(notebook)}
+    "Recipe ('' where the stage trains none) -> the modules that the stage uses."
+    notebook = ROOT / next(word for word in STAGES[stage]["cmd"].split() if word.startswith("nbs/pipeline/"))
+    return {recipe: used_by(notebook, (method_file(recipe),)) for recipe in recipes_of(stage)} or {"": used_by(notebook)}
 
 
 def declared(stage: str, recipe: str) -> set[str]:
@@ -71,11 +78,12 @@ def with_deps(text: str) -> str:
     for i, part in enumerate(parts):
         stage = part.strip().split(":")[0]
         if stage not in STAGES: continue
-        modules = set().union(*(m - ({str(f.relative_to(ROOT))} if (f := method_files().get(recipe)) else set()) for recipe, m in expected(stage).items()))
-        if "mimssl/methods/${item.recipe}.py" in STAGES[stage]["deps"]: modules.add("mimssl/methods/${item.recipe}.py")
-        part = re.sub(r"      - mimssl/.*\n", "", part)
-        lines = "".join(f"      - {m}\n" for m in sorted(modules))
-        parts[i] = re.sub(r"(      - nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(1) + lines, part, count=1)
+        own = "mimssl/methods/${item.recipe}.py"
+        apart = own in STAGES[stage]["deps"]   # each recipe of the study depends on its own method's file alone
+        modules = set().union(*(m - ({str(method_file(recipe).relative_to(ROOT))} if apart else set()) for recipe, m in expected(stage).items()), {own} if apart else set())
+        part = re.sub(r" +- mimssl/.*\n", "", part)
+        lines = lambda indent: "".join(f"{indent}- {m}\n" for m in sorted(modules))
+        parts[i] = re.sub(r"( +)(- nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(0) + lines(m.group(1)), part, count=1)
     return "".join(parts)
 
 

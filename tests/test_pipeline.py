@@ -1,10 +1,11 @@
 "The pipeline: notebooks that papermill cannot misread, stages that notice every change, profiles that compose."
 import json
 import pytest, yaml
-from deps import PARAMS, ROOT, STAGES, declared, expected, method_files
+from deps import PARAMS, ROOT, STAGES, declared, expected, method_file
 from mimssl.data.settings import BadInput
 from mimssl.data.study import compose, profiles
 from mimssl.training.recipes import read_recipe
+from mimssl.training.sweeps import sweep_runs
 from mimssl.training.runner import main, parameters_of
 import nbformat
 
@@ -49,8 +50,16 @@ def test_a_stage_depends_on_the_modules_it_uses(stage):
 
 
 def test_recipes_are_named_like_their_methods():
-    for recipe, file in method_files().items():
+    for recipe in PARAMS["study"]["recipes"]:
+        file = method_file(recipe)
         assert recipe == file.stem, f"recipe '{recipe}' of the study belongs to {file.name}; dvc.yaml finds a method's file by the recipe's name"
+
+
+@pytest.mark.parametrize("profile", profiles(ROOT))
+def test_what_is_judged_is_trained(profile, tmp_path):
+    params = yaml.safe_load(compose(profile, tmp_path / "params.yaml").read_text())
+    assert set(params["study"]["judged"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, "dvc.yaml trains the study's recipes, and mae_ct in stages of its own"
+    for sweep in params["sweeps"]: assert sweep_runs(params, sweep)
 
 
 def test_params_are_the_smoke_profile(tmp_path):
