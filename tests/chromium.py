@@ -18,6 +18,7 @@ class Chromium:
     def __init__(self, profile: Path, width: int = 1000, height: int = 900):
         import websocket
         self.errors, self.requests, self.count = [], [], 0
+        # no sandbox: containers run as root, and the pages are our own
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--force-device-scale-factor=1", f"--window-size={width},{height}",
                  "--disable-dev-shm-usage", "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
         self.process = subprocess.Popen([find_chromium(), *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -69,13 +70,16 @@ class Chromium:
 
     def mouse(self, kind: str, x: float, y: float, buttons: int = 0):
         "kind: Pressed, Moved or Released; x and y in the window's pixels."
-        self.send("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, buttons=buttons, button="none" if kind == "Moved" and not buttons else "left", clickCount=int(kind != "Moved"))
+        button = "none" if kind == "Moved" and not buttons else "left"
+        self.send("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, buttons=buttons, button=button, clickCount=int(kind != "Moved"))
 
     def click(self, x: float, y: float):
         for kind, buttons in (("Moved", 0), ("Pressed", 1), ("Released", 0)): self.mouse(kind, x, y, buttons)
 
     def key(self, key: str, shift: bool = False):
-        for kind in ("keyDown", "keyUp"): self.send("Input.dispatchKeyEvent", type=kind, key=key, modifiers=8 * shift, **({"text": key} if kind == "keyDown" and len(key) == 1 else {}))
+        typed = {"text": key} if len(key) == 1 else {}
+        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, modifiers=8 * shift, **typed)
+        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, modifiers=8 * shift)
 
     def picture(self, path: Path):
         "Save what is seen as PNG."

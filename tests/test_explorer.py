@@ -6,7 +6,7 @@ from mimssl.evaluation.explorer import explore, unpack_tokens, with_names
 from mimssl.evaluation.prompt_segmentation import best_ious, threshold_ious, token_counts, token_of_pixel
 from mimssl.parts.encoder import EncoderConfig, build_encoder
 
-websocket = pytest.importorskip("websocket", reason="the package websocket-client drives the browser")
+pytest.importorskip("websocket", reason="the package websocket-client drives the browser")
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: put one on the path or name its program in MIMSSL_CHROMIUM")
 
 
@@ -82,7 +82,7 @@ def numbers(page, name, frame="document") -> list[float]:
 
 def spot(page, x, y, panel=0):
     "Where in the window the pixel (x, y) of an image of 96 x 96 pixels is."
-    left, top, width, height = page.run(f"(() => {{ const r = document.querySelectorAll('.stage')[{panel}].getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; }})()")
+    left, top, width, height = page.run(f"(r => [r.left, r.top, r.width, r.height])(document.querySelectorAll('.stage')[{panel}].getBoundingClientRect())")
     return left + (x + .5) / 96 * width, top + (y + .5) / 96 * height
 
 
@@ -119,7 +119,7 @@ def test_every_threshold_and_the_best(page, made):
     for panel in (0, 1):
         page.run(f"document.querySelectorAll('.panel .facts button')[{panel}].click()")
         assert numbers(page, "iou")[panel] == numbers(page, "best")[panel]
-    left, width, top = page.run("(() => { const r = document.querySelector('.histogram').getBoundingClientRect(); return [r.left, r.width, r.top]; })()")
+    left, width, top = page.run("(r => [r.left, r.width, r.top])(document.querySelector('.histogram').getBoundingClientRect())")
     page.click(left + 10 + (width - 20) * .75, top + 30)                                                  # the histogram sets it too
     np.testing.assert_allclose(numbers(page, "iou"), expected.score(.5), rtol=0, atol=1e-12)
 

@@ -37,18 +37,20 @@ def principal_basis(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.qr(torch.cat([first, torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)], 1))[0]
 
 def pack_tokens(tokens: torch.Tensor, tolerance: float = .01) -> dict:
-    "Tokens (N, D) as codes (N, k) int8, scale (N,) and mean (k,) float32, dims (k), and error: the largest of a cosine, raw or centred, to at most 1023 prompts."
+    """Tokens (N, D) as codes (N, k) int8 or int16, scale (N,) and mean (k,) float32, dims (k), bits (8 or 16), and error: the largest of a cosine,
+    raw or centred, of any token to at most 1023 of them."""
     x, rng = tokens.double().cpu(), torch.Generator().manual_seed(0)
-    mean, rest, basis = x.mean(0), x - x.mean(0), principal_basis(x)
+    mean, rest, basis, D = x.mean(0), x - x.mean(0), principal_basis(x), x.shape[1]
     cosines = lambda u: u[::max(1, len(u) // 512)] @ u.T
     exact = {centre: cosines(F.normalize(v, dim=1)) for centre, v in ((False, x), (True, rest))}
-    for k in [k for k in (8, 16, 32, 64, 128, 256, 512) if k < x.shape[1]] + [x.shape[1]]:
+    for bits, k in [(8, k) for k in (8, 16, 32, 64, 128, 256, 512) if k < D] + [(8, D), (16, D)]:
         turned = basis[:, :k] @ torch.linalg.qr(torch.randn(k, k, dtype=torch.float64, generator=rng))[0]      # (D, k)
         near = rest @ turned                                                                                   # (N, k)
-        scale = (near.abs().amax(1) / 127).clamp_min(1e-30).float()
-        packed = dict(codes=(near / scale[:, None]).round().to(torch.int8).numpy(), scale=scale.numpy(), mean=(mean @ turned).float().numpy(), dims=k)
+        scale = (near.abs().amax(1) / (2 ** (bits - 1) - 1)).clamp_min(1e-30).float()
+        codes = (near / scale[:, None]).round().numpy().astype(f"int{bits}")
+        packed = dict(codes=codes, scale=scale.numpy(), mean=(mean @ turned).float().numpy(), dims=k, bits=bits)
         packed["error"] = max(float((cosines(unpack_tokens(packed, centre)) - c).abs().max()) for centre, c in exact.items())
-        if packed["error"] < tolerance: break
+        if packed["error"] < tolerance: return packed
     return packed
 
 # %% ../../nbs/evaluation/explorer.ipynb #5fc3492d
@@ -60,7 +62,8 @@ def run_lengths(mask) -> list[int]:
 
 # %% ../../nbs/evaluation/explorer.ipynb #4629a441
 def read_items(images) -> list[dict]:
-    "Paths, PIL images or items (or one of them) as dicts of 'image' (PIL RGB), 'name' and, where known, 'objects'. Raises `BadInput` for none, or a file that is no image."
+    """Paths, PIL images or items (or one of them) as dicts of 'image' (PIL RGB), 'name' and, where known, 'objects'.
+    Raises `BadInput` for none, or a file that is no image."""
     given = [images] if isinstance(images, (str, Path, Image.Image, dict)) else images
     found = []
     for i, x in enumerate(given):
@@ -72,7 +75,8 @@ def read_items(images) -> list[dict]:
 
 def with_names(dataset, indices) -> list[dict]:
     "Items of a data set whose objects carry the 'name' of their category. Raises `BadInput` for an index that it does not have."
-    if outside := [i for i in indices if not 0 <= i < len(dataset)]: raise BadInput(f"image {outside[0]} is not in the data set; it has images 0 to {len(dataset) - 1}.")
+    outside = [i for i in indices if not 0 <= i < len(dataset)]
+    if outside: raise BadInput(f"image {outside[0]} is not in the data set; it has images 0 to {len(dataset) - 1}.")
     items = [dataset[i] for i in indices]
     for item in items:
         for o in item.get("objects", []): o["name"] = dataset.categories.get(o["category"], {}).get("name", "object")
@@ -82,7 +86,8 @@ def with_names(dataset, indices) -> list[dict]:
 def encoder_name(model) -> str:
     "A short name for a model as `load_model` takes it: the run of an encoder.safetensors, else the file's or model's own."
     path = Path(model)
-    return path.parent.name if path.name == "encoder.safetensors" and path.parent.name else path.stem if path.suffix in (".safetensors", ".pth", ".pt") else path.name
+    if path.name == "encoder.safetensors" and path.parent.name: return path.parent.name
+    return path.stem if path.suffix in (".safetensors", ".pth", ".pt") else path.name
 
 def read_encoders(encoders, size: int | None, device, **features) -> dict:
     "Name -> function from a PIL image to its tokens (h, w, D). Raises `BadInput` for what is no encoder, and for two of one name."
@@ -112,7 +117,7 @@ def about_object(o: dict) -> dict:
     y, x = divmod(deepest_pixel(np.asarray(o["mask"])), o["mask"].shape[1])
     return dict(name=o.get("name", f"category {o['category']}"), point=[x, y], runs=run_lengths(o["mask"]))
 
-@dataclass
+@dataclass(repr=False)
 class Explorer:
     "A page that JupyterLab shows as it is. `data`: encoders (names) and images with their objects and packed tokens."
     data: dict
@@ -129,6 +134,8 @@ class Explorer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.page, encoding="utf-8")
         return path
+
+    def __repr__(self): return f"Explorer({len(self.data['images'])} images, encoders: {', '.join(self.data['encoders'])})"
 
     def _repr_html_(self): return f'<iframe srcdoc="{html.escape(self.page)}" title="Prompt explorer" style="width:100%;height:700px;border:0"></iframe>'
 
