@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IGNORE', 'SEG_FORMS', 'confusion', 'seg_scores', 'seg_classes', 'class_presence', 'nested_subsets', 'resize_labels',
            'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid', 'dense_encoder', 'SegHead',
-           'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order', 'SegCrops', 'crop_batches', 'cached_batches',
-           'whole_images', 'store_grids', 'judge', 'SegFit', 'fit_subset', 'eval_semseg', 'patch_labels',
-           'most_frequent', 'squashed_patches', 'nearest_patches', 'vote_patches', 'fit_patches', 'eval_semseg_knn']
+           'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order', 'SegCrops', 'crop_batches',
+           'cached_batches', 'whole_images', 'store_grids', 'judge', 'SegFit', 'fit_subset', 'eval_semseg',
+           'patch_labels', 'most_frequent', 'squashed_patches', 'nearest_patches', 'vote_patches', 'fit_patches',
+           'eval_semseg_knn']
 
 # %% ../../nbs/evaluation/semseg.ipynb #a4c42008
 import torch
@@ -65,7 +66,7 @@ def class_presence(dataset, rows) -> torch.Tensor:
 def nested_subsets(num_images: int, labels=("all",), subsets: int = 3) -> dict:
     "Rows of the training images for each budget in `labels` ('all', or a number of images): budget -> list of tensors (n,), sorted."
     out = {}
-    for n in labels:
+    for n in (labels,) if isinstance(labels, (str, int)) else labels or ("all",):
         if n != "all" and not (isinstance(n, int) and 2 <= n <= num_images):
             raise BadInput(f"labels has {n!r}, but the training set has {num_images} images; give 'all' or numbers from 2 to {num_images}.")
         orders = [torch.randperm(num_images, generator=torch.Generator().manual_seed(key_seed("semseg", s))) for s in range(1, subsets + 1)]
@@ -174,6 +175,11 @@ class SegHead(nn.Module):
             x = x * keep.to(x.device)[images] / (1 - self.dropout)
         return self.linear(self.norm(x))
 
+def upsample(x: torch.Tensor, size) -> torch.Tensor:
+    "Bilinear enlargement (B, C, h, w) -> (B, C, H, W) as two matrix products: unlike interpolate's, their gradient is the same on every run on an accelerator."
+    weights = lambda n, to: F.interpolate(torch.eye(n, device=x.device)[None], to, mode="linear", align_corners=False)[0]   # (n, to)
+    return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
+
 def seg_loss(head: SegHead, grids: list, targets: list) -> torch.Tensor:
     "Cross-entropy of a batch: tokens (h, w, D) and labels (H, W) of each image, which may differ in size."
     counts = torch.tensor([g.shape[0] * g.shape[1] for g in grids])
@@ -183,8 +189,7 @@ def seg_loss(head: SegHead, grids: list, targets: list) -> torch.Tensor:
     for x, g, y in zip(logits, grids, targets): alike.setdefault((g.shape[:2], y.shape), []).append((x.unflatten(0, g.shape[:2]), y))
     for (_, size), found in alike.items():                                        # images of one size at once
         x, y = (torch.stack(column) for column in zip(*found))
-        x = F.interpolate(x.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)   # (B, C, H, W)
-        total = total + F.cross_entropy(x, y, ignore_index=IGNORE, reduction="sum")
+        total = total + F.cross_entropy(upsample(x.permute(0, 3, 1, 2), size), y, ignore_index=IGNORE, reduction="none").sum()
     return total / max(1, sum(int((y != IGNORE).sum()) for y in targets))
 
 class SegHeads:
@@ -329,7 +334,7 @@ def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, t
 def eval_semseg(
     bench, spec=None,
     form: str = "default",        # a name in `SEG_FORMS`
-    labels=("all",),              # budgets of training images, e.g. (100, 372, 'all')
+    labels=("all",),              # budgets of training images, e.g. (100, 372, 'all'); None: all
     size: int | None = None,      # shorter side of the pictures, pixels; None: the form's
     crop: int | None = None,      # training crop and test window, pixels; None: the form's
     epochs: int | None = None,    # passes over the whole training set that set the iterations (for every budget); None: the form's iterations
@@ -346,7 +351,7 @@ def eval_semseg(
     name, patch = form, 16 if bench.vit is None else bench.vit.patch_embed.patch_size[0]
     form = seg_form(name, patch, short=size, crop=crop, batch=batch, lrs=tuple(lrs) if lrs else None)
     if epochs is not None: form = seg_form(name, patch, **asdict(form) | dict(iterations=epochs * -(-len(train) // form.batch)))
-    subsets = nested_subsets(len(train), tuple(labels))
+    subsets = nested_subsets(len(train), labels)
     rows = torch.cat([r for found in subsets.values() for r in found]).unique()
     shown = dict(zip(rows.tolist(), class_presence(train, rows)))
     class_presence(test, range(len(test)))

@@ -26,7 +26,7 @@ def _has(dataset, what: str) -> bool: return what in dataset.known(0)
 
 def object_ids_file(dataset, i: int) -> Path | None:
     "VOC's picture of object ids that belongs to the label picture of image `i`, where there is one."
-    file = Path(dataset.masks[i]) if _has(dataset, "mask") and getattr(dataset, "classes", None) else Path()
+    file = Path(dataset.masks[i]) if hasattr(dataset, "masks") and getattr(dataset, "classes", None) else Path()
     own = file.parent.parent / "SegmentationObject" / file.name
     return own if file.parent.name == "SegmentationClass" and own.is_file() else None
 
