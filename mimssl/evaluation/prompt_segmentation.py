@@ -145,8 +145,10 @@ class PromptSpec:
         for name in ("centre", "thresholds"): object.__setattr__(self, name, tuple(np.atleast_1d(getattr(self, name)).tolist()))
         if self.prompt not in PROMPTS: raise BadInput(f"prompt is '{self.prompt}'; use {', '.join(PROMPTS)}.")
         if self.upsample not in ("nearest", "bilinear"): raise BadInput(f"upsample is '{self.upsample}'; use nearest or bilinear.")
-        if self.component and self.prompt == "average": raise BadInput("prompt 'average' is no single patch, so it has no component; use another prompt or component=False.")
-        if not self.thresholds or sorted(set(self.thresholds)) != list(self.thresholds): raise BadInput("thresholds must be a list of different numbers in ascending order.")
+        if self.component and self.prompt == "average":
+            raise BadInput("prompt 'average' is no single patch, so it has no component; use another prompt or component=False.")
+        if not self.thresholds or sorted(set(self.thresholds)) != list(self.thresholds):
+            raise BadInput("thresholds must be a list of different numbers in ascending order.")
         if self.draws < 1: raise BadInput(f"draws is {self.draws}; random prompts need 1 or more.")
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #9fb216c5
@@ -175,13 +177,14 @@ def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec, centre: boo
     if spec.upsample == "nearest": ious, best = score(similarity, cells, found["inside"].repeat(draws, 0), found["pixels"])
     else:                                                                            # every pixel is its own cell
         large = (F.interpolate(torch.from_numpy(s)[None, None], found["masks"].shape[1:], mode="bilinear")[0].numpy() for s in similarity)
-        each = [score(s, q, m.reshape(1, -1), np.ones(m.size)) for s, q, m in zip(large, found["prompts"].reshape(-1, 1), found["masks"].repeat(draws, 0))]
+        truth = found["masks"].reshape(n, 1, -1).repeat(draws, 0)
+        each = [score(s, q, m, np.ones(m.size)) for s, q, m in zip(large, found["prompts"].reshape(-1, 1), truth)]
         ious, best = (np.concatenate(x) for x in zip(*each))
     return ious.reshape(n, draws, -1).mean(1), best.reshape(n, draws).mean(1)
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #2ff16276
 def view_side(vit, size: int | None = None) -> int:
-    "The input's (shorter) side: `size`, by default 480 / 224 of the encoder's own in whole patches, at most 480. Raises `BadInput` for a size of broken patches."
+    "The input's (shorter) side: `size`, by default 480 / 224 of the encoder's own, at most 480. Raises `BadInput` where that is no number of whole patches."
     p = vit.patch_embed.patch_size[0]
     if size is None: return max(1, round(min(480, vit.patch_embed.img_size[0] * 480 / 224) / p)) * p
     if size < p or size % p: raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
@@ -210,7 +213,8 @@ def token_stream(
 ):
     "Yield patch features (h, w, D) and the description of each image. Raises `BadInput` for a data set without objects or a size of broken patches."
     side = view_side(vit, size)
-    if not len(dataset) or "objects" not in dataset[0]: raise BadInput("this evaluation needs images with instance masks; choose a data set in COCO's format, such as scenes-coco or coco2017.")
+    if not len(dataset) or "objects" not in dataset[0]:
+        raise BadInput("this evaluation needs images with instance masks; choose a data set in COCO's format, such as scenes-coco or coco2017.")
     views, vit = _Views(dataset, describe, side, vit.patch_embed.patch_size[0], keep_aspect), vit.eval().to(device)
     loader = DataLoader(views, 1 if keep_aspect else batch_size, collate_fn=list, num_workers=settings().workers if workers is None else workers)
     with tqdm(total=len(dataset), unit=" images", leave=False, **({} if progress else {"disable": True})) as bar:
@@ -256,8 +260,8 @@ def prompt_segmentation(
 ) -> dict[bool, PromptScores]:
     "Scores of all objects of a data set for each value of `spec.centre`. Raises `BadInput` where there is nothing to score."
     rows = {centre: [] for centre in spec.centre}
-    stream = token_stream(vit, dataset, partial(prompted_objects, spec=spec, seed=seed), spec.size, spec.keep_aspect, pick_device(str(device)), batch_size,
-                          workers, progress, layer=spec.layer, norm=spec.norm, positions=spec.positions, kind=spec.kind)
+    stream = token_stream(vit, dataset, partial(prompted_objects, spec=spec, seed=seed), spec.size, spec.keep_aspect, pick_device(str(device)),
+                          batch_size, workers, progress, layer=spec.layer, norm=spec.norm, positions=spec.positions, kind=spec.kind)
     for tokens, found in stream:
         inside, pixels = found["inside"], found["pixels"]
         same = (grid_ious(inside, pixels), token_ious(found["cells"], inside, pixels), found["area"], found["category"],
@@ -269,7 +273,8 @@ def prompt_segmentation(
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #51f3e8c3
 def eval_prompt_segmentation(
     bench, spec=None,                # reads images itself: `spec` is not used
-    size: int | None = None, keep_aspect: bool = False, layer="last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre=(False, True),
+    size: int | None = None, keep_aspect: bool = False,
+    layer="last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre=(False, True),
     prompt: str = "distance", draws: int = 5, upsample: str = "nearest", component: bool = False, thresholds=THRESHOLDS,
     tune: int = 1000,                # training images that choose the threshold
 ) -> list[tuple]:
