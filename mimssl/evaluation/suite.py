@@ -22,9 +22,16 @@ from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .clustering import clustering
 from .features import FeatureSpec, extract_all, pixel_features, pixel_stats, resolve
+from .finetune import eval_finetune
 from .knn import KNN_VARIANTS, knn, knn_sweep, nearest_neighbour
 from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
 from .probes import FORMS, AugmentedFeatures, CachedFeatures, fitting_batch, probe_form, train_probe
+from .prompt_segmentation import eval_prompt_segmentation
+from .retrieval import eval_retrieval, eval_zero_shot
+from .semseg import eval_semseg, eval_semseg_knn
+from .similarity import eval_similarity
+from .unsupervised import eval_attention_jaccard, eval_unsupervised_segmentation
+from .video import eval_davis
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
 
@@ -210,9 +217,13 @@ def eval_clustering(bench: Bench, spec: FeatureSpec, num_clusters: int | None = 
 class Evaluation:
     "One name of the suite."
     function: Callable                  # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes (count,)])
-    wants: dict | None = None           # fields of `FeatureSpec`; None: it reads images itself, and raw pixels cannot stand in
+    wants: dict | None = None           # fields of `FeatureSpec`; None: it reads images itself
     fixed: dict = field(default_factory=dict)
     reads: tuple = ("train", "test")    # splits whose features it reads whole
+    colours: bool = False               # of those that read images themselves: works without an encoder, on the colours of patches
+
+    @property
+    def on_pixels(self) -> bool: return self.wants is not None or self.colours
 
 def _knn(variant: str, function=eval_knn) -> Evaluation:
     v = KNN_VARIANTS[variant]
@@ -229,6 +240,12 @@ SUITE = {
     **{"linear" if form == "mae" else f"linear_{form}": Evaluation(eval_linear, dict(layer=f.layer, pooling=f.pooling), {"form": form}) for form, f in FORMS.items()},
     "lowshot": _lowshot("msn"), "lowshot_moca": _lowshot("moca"), "lowshot_mae_ct": _lowshot("mae_ct"),
     "clustering": Evaluation(eval_clustering, dict(pooling="cls"), {}, ("test",)),
+    "finetune": Evaluation(eval_finetune),
+    "semseg": Evaluation(eval_semseg, colours=True), "semseg_knn": Evaluation(eval_semseg_knn, colours=True),
+    "unsupervised_segmentation": Evaluation(eval_unsupervised_segmentation, colours=True),
+    "attention_jaccard": Evaluation(eval_attention_jaccard), "davis": Evaluation(eval_davis),
+    "prompt_segmentation": Evaluation(eval_prompt_segmentation), "similarity": Evaluation(eval_similarity),
+    "retrieval": Evaluation(eval_retrieval), "zero_shot": Evaluation(eval_zero_shot),
 }
 
 def suite_names(suite) -> list[str]:
@@ -289,7 +306,7 @@ def evaluate(
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
 def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, **bench) -> list[dict]:
     "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
-    on_pixels = [n for n in suite_names(suite) if SUITE[n].wants is not None]
+    on_pixels = [n for n in suite_names(suite) if SUITE[n].on_pixels]
     lines = run_suite(PixelBench(dataset, device=device, **bench), on_pixels, "pixels", "pixels",
                       options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes)
     if vit is None: return lines
