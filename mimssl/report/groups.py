@@ -117,13 +117,16 @@ EVALUATIONS = dict(knn="k-NN", knn_dinov2="k-NN (DINOv2)", nn="1-NN", linear="li
                    linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot",
                    clustering="clustering", finetune="fine-tuning", fewshot="few-shot transfer", semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)",
                    davis="DAVIS", unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard", prompt_segmentation="prompt segmentation",
-                   similarity="object similarity", retrieval="retrieval", zero_shot="zero-shot", coco="COCO", ovd="open-vocabulary COCO", lvis="LVIS")
+                   similarity="object similarity", retrieval="retrieval", zero_shot="zero-shot", coco="COCO", detection="detection", ovd="open-vocabulary COCO", lvis="LVIS")
 METRICS = dict(top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)", top1_leave_one_out="top-1, leave-one-out (%)",
                top1_train="top-1, train gallery (%)", acc="accuracy (%)", accuracy="accuracy (%)", aacc="pixel accuracy (%)", macc="mean class accuracy (%)", miou="mIoU (%)", iou="IoU (%)",
                mbo="best overlap (%)", jaccard="Jaccard (%)", nmi="NMI (%)", ami="AMI (%)", ari="ARI (%)", silhouette="silhouette", jf="J&F (%)", j="J (%)", f="F (%)",
                ap="AP (%)", ap50="AP50 (%)", ap75="AP75 (%)", aps="AP, small (%)", apm="AP, medium (%)", apl="AP, large (%)", apr="AP, rare (%)", apc="AP, common (%)",
-               apf="AP, frequent (%)", ar="AR (%)", r1="R@1 (%)", r5="R@5 (%)", r10="R@10 (%)", auroc="AUROC", dprime="d'", overlap="overlap")
-WORDS = dict(paper="the paper's way", std="std of subsets", i2t="image to text", t2i="text to image", fg="foreground")   # around a metric
+               apf="AP, frequent (%)", ar="AR (%)", r1="R@1 (%)", r5="R@5 (%)", r10="R@10 (%)", auroc="AUROC", dprime="d'", overlap="overlap",
+               intra_mean="within objects, mean", intra_std="within objects, std", inter_mean="between objects, mean", inter_std="between objects, std",
+               best_threshold="best threshold", below_token="objects below a token (%)")
+WORDS = dict(paper="the paper's way", std="std of subsets", oracle="best threshold of each", grid="bound of the token grid", token="the prompt's token alone",
+             category="mean over classes", image="mean over images", i2t="image to text", t2i="text to image", fg="foreground")   # around a metric
 
 def label_of(method: str, note: str = "") -> str:
     "How `method` is written in figures and tables, with what tells it from others of that method."
