@@ -55,6 +55,7 @@ def make_parser() -> Parser:
     c.add_argument("--baselines", action="store_true", help="judge raw pixels and the untrained encoder too")
     c.add_argument("--out", metavar="FILE", help="append the metric lines to this file")
     c.add_argument("--outcomes", metavar="DIR", help="write what became of each image to this folder, for `compare`")
+    c.add_argument("--memory", action="store_true", help="also say how much memory each evaluation held")
     c = commands.add_parser("compare", help="say which differences of two runs or methods exceed their spread", description="Say which differences of A from B exceed "
                             "their spread over seeds and, with outcomes, what the test images alone would explain.")
     for name in "ab": c.add_argument(name, metavar=name.upper(), help="a run, the seeds of a recipe or method, or a file of metric lines (.jsonl)")
@@ -139,7 +140,7 @@ def evaluate(args):
     "Judge an encoder; prints the numbers and appends their metric lines to a file."
     from mimssl.data.lines import append_lines
     from mimssl.evaluation import suite
-    options, shared = nested(assignments(args.set)), dict(dataset=args.dataset, suite=args.suite, device=args.device or settings().device, outcomes=args.outcomes)
+    options, shared = nested(assignments(args.set)), dict(dataset=args.dataset, suite=args.suite, device=args.device or settings().device, outcomes=args.outcomes, memory=args.memory)
     lines = suite.evaluate(args.model, options=options, features=assignments(args.features), **shared, **provenance_of(args.model))
     if args.baselines: lines += suite.baselines(vit=suite.load_model(args.model), options=options, features=assignments(args.features), **shared)
     if args.out: append_lines(args.out, lines)

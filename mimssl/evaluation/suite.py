@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUITE', 'load_model', 'untrained', 'feature_protocol', 'Bench', 'PixelBench', 'eval_knn', 'eval_knn_sweep', 'eval_nn',
-           'eval_linear', 'eval_lowshot', 'eval_clustering', 'Evaluation', 'suite_names', 'run_suite', 'evaluate',
-           'baselines']
+           'eval_linear', 'eval_lowshot', 'eval_clustering', 'Evaluation', 'suite_names', 'forget_peak', 'peak_mb',
+           'run_suite', 'evaluate', 'baselines']
 
 # %% ../../nbs/evaluation/suite.ipynb #9f34d78f
-import copy, inspect, time
+import copy, inspect, os, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -265,9 +265,25 @@ def _options(names: list[str], options: dict | None) -> dict:
             if key not in known: raise BadInput(f"evaluation '{name}' has no option '{key}'; it knows {', '.join(known) or 'none'}.")
     return {name: SUITE[name].fixed | ((options or {}).get(name) or {}) for name in names}
 
+# %% ../../nbs/evaluation/suite.ipynb #2728f43f
+def forget_peak(device: torch.device):
+    "Set the mark of `peak_mb` back to what is in use now, where the system can."
+    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK): Path("/proc/self/clear_refs").write_text("5")
+
+def peak_mb(device: torch.device) -> float:
+    "The most memory in MiB that was in use since `forget_peak`: of the accelerator, else resident memory of the process."
+    if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 2 ** 10
+
 # %% ../../nbs/evaluation/suite.ipynb #366c9a8d
-def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None) -> list[dict]:
-    "Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image."
+def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
+    """Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds a line
+    with the most memory that each evaluation held, peak_mb in MiB."""
     lines, names, start = [], suite_names(suite), time.perf_counter()
     given, specs = _options(names, options), {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names}
     for split in ("train", "test"):
@@ -275,8 +291,10 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
     reading = (time.perf_counter() - start) / len(names)
     for name in names:
         start = time.perf_counter()
+        forget_peak(bench.device)
         scores = SUITE[name].function(bench, specs[name], **given[name])
         seconds = reading + time.perf_counter() - start
+        if memory: scores = [*scores, ("peak_mb", peak_mb(bench.device), scores[0][2], {})]
         for metric, value, count, protocol, *images in scores:
             lines.append(metric_line(run, method, name, metric, value, count, seed, recipe, bench.dataset, protocol, bench.device.type, seconds))
             if outcomes and images: write_outcomes(outcomes, lines[-1], bench.names("test"), images[0])
@@ -294,6 +312,7 @@ def evaluate(
     device="auto",
     options: dict | None = None, # per evaluation: {'knn': {'ks': [20]}, 'linear': {'epochs': 20}}
     outcomes=None,               # folder for the outcome of each image, of the evaluations that know it
+    memory: bool = False,        # also a line with the most memory of each evaluation
     **bench,                     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
 ) -> list[dict]:
     "Evaluate an encoder: a list of metric lines. Raises `BadInput` before any work for unknown names and options."
@@ -301,13 +320,13 @@ def evaluate(
     name = model if isinstance(model, str) else type(model).__name__
     vit = load_model(model) if isinstance(model, str) else model
     bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), **bench)
-    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes)
+    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes, memory)
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
-def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, **bench) -> list[dict]:
+def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, memory: bool = False, **bench) -> list[dict]:
     "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
     on_pixels = [n for n in suite_names(suite) if SUITE[n].on_pixels]
     lines = run_suite(PixelBench(dataset, device=device, **bench), on_pixels, "pixels", "pixels",
-                      options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes)
+                      options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes, memory=memory)
     if vit is None: return lines
-    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes)
+    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)
