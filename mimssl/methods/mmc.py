@@ -154,9 +154,10 @@ def class_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float
     own = (rank() * B + torch.arange(B, device=q.device)).expand(S, T, B)
     losses = F.cross_entropy(logits.flatten(0, 2), own.flatten(), reduction="none").view(S, T, B).mean(2)
     counted = torch.ones(S, T, device=q.device)
-    counted[:T] = torch.eye(T) if pairs == "same" else 1 - torch.eye(T)
+    same = torch.eye(T, device=q.device)
+    counted[:T] = same if pairs == "same" else 1 - same
     terms = (losses * counted).sum(0) / counted.sum(0)                                     # (2,)
-    found = (logits[:T].argmax(-1) == own[:T]).float().mean(2)[counted[:T] > 0].mean()
+    found = ((logits[:T].argmax(-1) == own[:T]).float().mean(2) * counted[:T]).sum() / T
     return (2 * temperature * terms.sum() if two_tau else terms.mean()), found
 
 def class_head(dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
