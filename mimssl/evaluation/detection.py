@@ -49,6 +49,31 @@ def _records(data, name: str, part: str, keys: list[str]) -> dict:
     return found
 
 # %% ../../nbs/evaluation/detection.ipynb #5d423962
+def _lengths(counts) -> np.ndarray:
+    "The run lengths of a code, compressed (str, bytes) or not (list); [-1] for what is no code."
+    if isinstance(counts, list): return np.array(counts) if counts and all(isinstance(c, int) for c in counts) else np.array([-1])
+    c = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    if not len(c) or c.min() < 0 or c.max() > 63 or c[-1] & 32: return np.array([-1])
+    last = np.flatnonzero(c & 32 == 0)                     # last character of each number
+    first = np.r_[0, last[:-1] + 1]
+    places = last - first + 1
+    x = np.add.reduceat((c & 31) << 5 * (np.arange(len(c)) - np.repeat(first, places)), first)
+    x -= np.where(c[last] & 16, 1 << 5 * places, 0)        # negative numbers
+    x[1::2], x[2::2] = x[1::2].cumsum(), x[2::2].cumsum()
+    return x
+
+def _check_code(s, image: dict, where: str, counts=(str, bytes)) -> int:
+    "The pixels that a run-length code covers. Raises `BadInput` for a segmentation that is no code of this image."
+    if not isinstance(s, Mapping) or not isinstance(s.get("counts"), counts):
+        kinds = "polygons or a run-length code" if list in counts else "a compressed run-length code"
+        raise BadInput(f"{where}: its segmentation is not {kinds}; encode masks with pycocotools.mask.encode.")
+    size = [image["height"], image["width"]]
+    if list(s.get("size") or []) != size: raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of {size} (height, width); resize the mask to the image.")
+    runs = _lengths(s["counts"])
+    if runs.min() < 0 or runs.sum() != math.prod(size): raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x {size[1]} pixels; encode the mask again.")
+    return int(runs[1::2].sum())
+
+# %% ../../nbs/evaluation/detection.ipynb #d346af27
 def read_truth(
     truth,                # path of a COCO or LVIS file, or its content
     kind: str = "bbox",   # 'bbox' or 'segm': what will be compared
@@ -66,26 +91,16 @@ def read_truth(
         if not _among(a["category_id"], categories): raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its categories; add the category or remove the annotation.")
         if not _is_number(a["area"]): raise BadInput(f"{where} has the area {a['area']!r}; give pixels.")
         if kind == "bbox" and not _is_box(a["bbox"]): raise BadInput(f"{where} has the box {a['bbox']!r}; give x, y, width, height.")
-        if kind == "segm" and not (s and isinstance(s, list)): _check_code(s, images[a["image_id"]], where, (str, bytes, list))
+        if kind == "segm" and not _is_polygons(s): _check_code(s, images[a["image_id"]], where, (str, bytes, list))
     for c in categories.values():
         if lvis and c["frequency"] not in ("r", "c", "f"): raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS knows r, c and f.")
     if 0 in annotations: warnings.warn(f"{name}: an annotation has the id 0, which the scorers take for 'no object'; number annotations from 1.", stacklevel=2)
     return {"images": list(images.values()), "annotations": [dict(a) for a in annotations.values()],
             "categories": [{"name": str(c["id"]), **c} for c in categories.values()]}
 
-def _check_code(s, image: dict, where: str, counts=(str, bytes)):
-    "Refuse a segmentation that is no run-length code of this image."
-    if not isinstance(s, Mapping) or not isinstance(s.get("counts"), counts):
-        raise BadInput(f"{where}: its segmentation is no compressed run-length code; encode masks with pycocotools.mask.encode.")
-    size = [image["height"], image["width"]]
-    if list(s.get("size") or []) != size: raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of {size} (height, width); resize the mask to the image.")
+def _is_polygons(s) -> bool: return isinstance(s, list) and len(s) > 0 and all(isinstance(p, list) and len(p) > 3 and all(map(_is_number, p)) for p in s)
 
 # %% ../../nbs/evaluation/detection.ipynb #bc2878a7
-def _library(name: str):
-    "An optional package. Raises `BadInput` when it is not installed."
-    try: return importlib.import_module(name)
-    except ImportError: raise BadInput(f"detection scores need the package {name.split('.')[0]}; install it with pip.") from None
-
 def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
     "Results (path or content) that fit a `truth` from `read_truth`, as copies with what the scorers read. Raises `BadInput` for the first that does not."
     found, name = _read(results, "results")
@@ -94,7 +109,6 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
     shapes = [key for key in ("bbox", "segmentation") if found and isinstance(found[0], Mapping) and key in found[0]] or [FIELDS[kind]]
     if kind == "segm": shapes = list(dict.fromkeys([*shapes, "segmentation"]))
     if kind == "bbox": shapes = shapes[:1]
-    rle = _library("pycocotools.mask") if "segmentation" in shapes else None
     for i, r in enumerate(found):
         where = f"{name}: result {i}"
         for key in ("image_id", "category_id", "score", *shapes):
@@ -103,10 +117,7 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
         if not _among(r["category_id"], categories): raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth does not have; use the category ids of its file.")
         if not _is_number(r["score"]): raise BadInput(f"{where} has the score {r['score']!r}; scores are finite numbers.")
         if "bbox" in shapes and not _is_box(r["bbox"]): raise BadInput(f"{where} has the box {r['bbox']!r}; give x, y, width, height.")
-        if "segmentation" in shapes:
-            _check_code(r["segmentation"], images[r["image_id"]], where)
-            covered = int(rle.area(r["segmentation"]))
-            if covered > math.prod(r["segmentation"]["size"]): raise BadInput(f"{where}: its run-length code covers {covered} pixels, more than its size; encode the mask again.")
+        covered = _check_code(r["segmentation"], images[r["image_id"]], where) if "segmentation" in shapes else 0
         kept = {"image_id": int(r["image_id"]), "category_id": int(r["category_id"]), "score": float(r["score"])} | {key: r[key] for key in shapes}
         if "bbox" in shapes: kept["bbox"] = [float(v) for v in r["bbox"]]
         copies.append(kept | {"area": math.prod(kept["bbox"][2:]) if "bbox" in shapes else covered})
@@ -140,6 +151,11 @@ def _classes(truth: dict, precision: np.ndarray) -> dict[str, dict[str, float]]:
     return {n: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[0, :, k, 0])} for k, n in enumerate(names)}
 
 # %% ../../nbs/evaluation/detection.ipynb #1527ccaf
+def _library(name: str):
+    "An optional package. Raises `BadInput` when it is not installed."
+    try: return importlib.import_module(name)
+    except ImportError: raise BadInput(f"detection scores need the package {name.split('.')[0]}; install it with pip.") from None
+
 def _coco_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarray, np.ndarray]:
     "pycocotools' precision (10, 101, K, 4, 3) and recall (10, K, 4, 3)."
     COCO, COCOeval = _library("pycocotools.coco").COCO, _library("pycocotools.cocoeval").COCOeval
