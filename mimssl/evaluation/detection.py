@@ -68,9 +68,11 @@ def _check_code(s, image: dict, where: str, counts=(str, bytes)) -> int:
         kinds = "polygons or a run-length code" if list in counts else "a compressed run-length code"
         raise BadInput(f"{where}: its segmentation is not {kinds}; encode masks with pycocotools.mask.encode.")
     size = [image["height"], image["width"]]
-    if list(s.get("size") or []) != size: raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of {size} (height, width); resize the mask to the image.")
+    if list(s.get("size") or []) != size:
+        raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of {size} (height, width); resize the mask to the image.")
     runs = _lengths(s["counts"])
-    if runs.min() < 0 or runs.sum() != math.prod(size): raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x {size[1]} pixels; encode the mask again.")
+    if runs.min() < 0 or runs.sum() != math.prod(size):
+        raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x {size[1]} pixels; encode the mask again.")
     return int(runs[1::2].sum())
 
 # %% ../../nbs/evaluation/detection.ipynb #d346af27
@@ -87,13 +89,16 @@ def read_truth(
     annotations = _records(data, name, "annotations", ["image_id", "category_id", "area", FIELDS[kind]])
     for a in annotations.values():
         where, s = f"{name}: annotation {a['id']}", a.get("segmentation")
-        if not _among(a["image_id"], images): raise BadInput(f"{where} belongs to image {a['image_id']!r}, which is not among its images; add the image or remove the annotation.")
-        if not _among(a["category_id"], categories): raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its categories; add the category or remove the annotation.")
+        if not _among(a["image_id"], images):
+            raise BadInput(f"{where} belongs to image {a['image_id']!r}, which is not among its images; add the image or remove the annotation.")
+        if not _among(a["category_id"], categories):
+            raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its categories; add the category or remove the annotation.")
         if not _is_number(a["area"]): raise BadInput(f"{where} has the area {a['area']!r}; give pixels.")
         if kind == "bbox" and not _is_box(a["bbox"]): raise BadInput(f"{where} has the box {a['bbox']!r}; give x, y, width, height.")
         if kind == "segm" and not _is_polygons(s): _check_code(s, images[a["image_id"]], where, (str, bytes, list))
     for c in categories.values():
-        if lvis and c["frequency"] not in ("r", "c", "f"): raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS knows r, c and f.")
+        if lvis and c["frequency"] not in ("r", "c", "f"):
+            raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS knows r, c and f.")
     if 0 in annotations: warnings.warn(f"{name}: an annotation has the id 0, which the scorers take for 'no object'; number annotations from 1.", stacklevel=2)
     return {"images": list(images.values()), "annotations": [dict(a) for a in annotations.values()],
             "categories": [{"name": str(c["id"]), **c} for c in categories.values()]}
@@ -104,7 +109,8 @@ def _is_polygons(s) -> bool: return isinstance(s, list) and len(s) > 0 and all(i
 def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
     "Results (path or content) that fit a `truth` from `read_truth`, as copies with what the scorers read. Raises `BadInput` for the first that does not."
     found, name = _read(results, "results")
-    if not isinstance(found, list): raise BadInput(f"{name}: results are a list of image_id, category_id, score and bbox or segmentation; write them so.")
+    if not isinstance(found, list):
+        raise BadInput(f"{name}: results are a list of image_id, category_id, score and bbox or segmentation; write them so.")
     images, categories, copies = {r["id"]: r for r in truth["images"]}, {c["id"] for c in truth["categories"]}, []
     shapes = [key for key in ("bbox", "segmentation") if found and isinstance(found[0], Mapping) and key in found[0]] or [FIELDS[kind]]
     if kind == "segm": shapes = list(dict.fromkeys([*shapes, "segmentation"]))
@@ -113,8 +119,10 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
         where = f"{name}: result {i}"
         for key in ("image_id", "category_id", "score", *shapes):
             if not isinstance(r, Mapping) or key not in r: raise BadInput(f"{where} has no '{key}'; every result needs it.")
-        if not _among(r["image_id"], images): raise BadInput(f"{where} is of image {r['image_id']!r}, which the ground truth does not have; score results with the annotations of their own images.")
-        if not _among(r["category_id"], categories): raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth does not have; use the category ids of its file.")
+        if not _among(r["image_id"], images):
+            raise BadInput(f"{where} is of image {r['image_id']!r}, which the ground truth does not have; score results with the annotations of their own images.")
+        if not _among(r["category_id"], categories):
+            raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth does not have; use the category ids of its file.")
         if not _is_number(r["score"]): raise BadInput(f"{where} has the score {r['score']!r}; scores are finite numbers.")
         if "bbox" in shapes and not _is_box(r["bbox"]): raise BadInput(f"{where} has the box {r['bbox']!r}; give x, y, width, height.")
         covered = _check_code(r["segmentation"], images[r["image_id"]], where) if "segmentation" in shapes else 0
@@ -147,7 +155,8 @@ def _classes(truth: dict, precision: np.ndarray) -> dict[str, dict[str, float]]:
     "AP and AP50 of each class. Raises `BadInput` for two classes of one name."
     names = [c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])]
     twice = [n for n, k in Counter(names).items() if k > 1]
-    if twice: raise BadInput(f"the ground truth has {len(twice)} category names more than once, '{twice[0]}' for example; give every category its own.")
+    if twice:
+        raise BadInput(f"the ground truth has {len(twice)} category names more than once, '{twice[0]}' for example; give every category its own.")
     return {n: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[0, :, k, 0])} for k, n in enumerate(names)}
 
 # %% ../../nbs/evaluation/detection.ipynb #1527ccaf

@@ -103,7 +103,8 @@ def ranks(queries: torch.Tensor, items: torch.Tensor, right: torch.Tensor, devic
     Raises `BadInput` for features that are not finite or do not fit."""
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
         raise BadInput(f"features of shapes {tuple(queries.shape)} and {tuple(items.shape)} do not share a space; give two matrices of as many columns.")
-    if not (queries.isfinite().all() and items.isfinite().all()): raise BadInput("some features are infinite or no numbers; look for the images or texts for which the model fails.")
+    if not (queries.isfinite().all() and items.isfinite().all()):
+        raise BadInput("some features are infinite or no numbers; look for the images or texts for which the model fails.")
     device = torch.device("cpu") if torch.device(device).type == "mps" else device          # (which has no float64)
     to_unit = lambda x: F.normalize(x.to(device).double(), dim=1)
     items = to_unit(items)
@@ -127,8 +128,10 @@ def recall(
 ) -> dict[str, float]:
     "Recall in percent: 'i2t_r1', ... (an image finds any of its texts) and 't2i_r1', ... (a text finds its image). Raises `BadInput` for features that do not fit."
     N = len(images)
-    if len(owner) != len(texts): raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
-    if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N: raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
+    if len(owner) != len(texts):
+        raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
+    if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
+        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
     if min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
     found = {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
     return {f"{way}_r{k}": 100 * (r < k).double().mean().item() for way, r in found.items() for k in ks}
@@ -140,7 +143,8 @@ def read_captions(dataset, per_image: int | None = 5) -> tuple[list[str], torch.
     texts, owner = [], []
     for i in range(len(dataset)):
         captions = dataset.known(i).get("captions")
-        if captions is None: raise BadInput(f"{dataset.root}: this data set has no captions; choose one that has, such as scenes-captions or flickr8k_128.")
+        if captions is None:
+            raise BadInput(f"{dataset.root}: this data set has no captions; choose one that has, such as scenes-captions or flickr8k_128.")
         if not captions: raise BadInput(f"{dataset.name(i)}: this image has no captions; remove it from the split.")
         texts += captions[:per_image]
         owner += [i] * len(captions[:per_image])
@@ -161,7 +165,8 @@ def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks=(1, 5, 10), r
 # %% ../../nbs/evaluation/retrieval.ipynb #77345104
 TEMPLATES = {
     "one": ["a photo of {article} {}."],
-    "few": ["a photo of {article} {}.", "a picture that shows {article} {}.", "a photo of the {}.", "{article} {} seen from near by.", "a small picture of {article} {}.", "a scene with {article} {} in it."],
+    "few": ["a photo of {article} {}.", "a picture that shows {article} {}.", "a photo of the {}.",
+            "{article} {} seen from near by.", "a small picture of {article} {}.", "a scene with {article} {} in it."],
 }
 
 def article(name: str) -> str: return "an" if name[:1].lower() in tuple("aeiou") else "a"
@@ -179,7 +184,8 @@ def read_templates(which: str) -> list[str]:
         try: import open_clip
         except ImportError: raise BadInput(f"the templates {which} come with the package open_clip_torch; install it with pip, or use one or few.") from None
         return [t("{}") for t in (open_clip.SIMPLE_IMAGENET_TEMPLATES if which == "clip7" else open_clip.OPENAI_IMAGENET_TEMPLATES)]
-    if not Path(which).is_file(): raise BadInput(f"templates '{which}' are unknown; use one, few, clip7, clip80 or a text file with one template a line.")
+    if not Path(which).is_file():
+        raise BadInput(f"templates '{which}' are unknown; use one, few, clip7, clip80 or a text file with one template a line.")
     lines = [line.strip() for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
     for line in lines or [""]:
         try: fits = "{}" in line and line.format("x", article="a")
@@ -199,7 +205,8 @@ def zero_shot_classifier(model, names: list[str], templates: list[str], device="
 
 def zero_shot_accuracy(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor, device="cpu") -> dict[str, float]:
     "top1 and (from five classes on) top5 in percent, for image features (N, D), class vectors (C, D) and labels (N,). Raises `BadInput` for labels without a class."
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(classifier): raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; give the names of all classes.")
+    if not len(labels) or labels.min() < 0 or labels.max() >= len(classifier):
+        raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; give the names of all classes.")
     found = ranks(images, classifier, labels[:, None], device)
     return {f"top{k}": 100 * (found < k).double().mean().item() for k in (1, 5) if k <= len(classifier)}
 
@@ -215,7 +222,8 @@ def class_names(bench, names: str | None = None, qualifier: bool = True) -> list
     elif not Path(names).is_file(): raise BadInput(f"names '{names}' is no file; give a text file with one class a line, in the order of the class folders, or clip.")
     else: found = Path(names).read_text(encoding="utf-8").split("\n")
     found = [n.strip() for n in found if n.strip()]
-    if len(found) != len(classes): raise BadInput(f"names '{names}' are {len(found)}, but data set '{bench.dataset}' has {len(classes)} classes; give one for each, in the order of the folders.")
+    if len(found) != len(classes):
+        raise BadInput(f"names '{names}' are {len(found)}, but data set '{bench.dataset}' has {len(classes)} classes; give one for each, in the order of the folders.")
     return found
 
 def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None = None, qualifier: bool = True, resize: int | None = None) -> list[tuple]:
@@ -225,5 +233,6 @@ def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None =
     classifier = zero_shot_classifier(bench.vit, words, prompts, bench.device, bench.options["progress"])
     images = encode_images(bench.vit, bench.data("test"), bench.device, resize=resize, **bench.options)
     size = getattr(bench.vit, "image_size", 224)
-    protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem, num_templates=len(prompts), names=Path(names).stem if names else "data set", qualifier=qualifier)
+    protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem, num_templates=len(prompts),
+                    names=Path(names).stem if names else "data set", qualifier=qualifier)
     return [(name, value, len(labels), protocol) for name, value in zero_shot_accuracy(images, classifier, labels, bench.device).items()]
