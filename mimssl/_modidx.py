@@ -1165,6 +1165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mimssl.methods.mmc.cell_weights': ('methods/mmc.html#cell_weights', 'mimssl/methods/mmc.py'),
                                     'mimssl.methods.mmc.class_contrast': ('methods/mmc.html#class_contrast', 'mimssl/methods/mmc.py'),
                                     'mimssl.methods.mmc.class_head': ('methods/mmc.html#class_head', 'mimssl/methods/mmc.py'),
+                                    'mimssl.methods.mmc.crop_by_crop': ('methods/mmc.html#crop_by_crop', 'mimssl/methods/mmc.py'),
                                     'mimssl.methods.mmc.light_view': ('methods/mmc.html#light_view', 'mimssl/methods/mmc.py'),
                                     'mimssl.methods.mmc.mmc_views': ('methods/mmc.html#mmc_views', 'mimssl/methods/mmc.py'),
                                     'mimssl.methods.mmc.patch_contrast': ('methods/mmc.html#patch_contrast', 'mimssl/methods/mmc.py'),

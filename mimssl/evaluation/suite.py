@@ -30,6 +30,7 @@ from .prompt_segmentation import eval_prompt_segmentation
 from .retrieval import eval_retrieval, eval_zero_shot
 from .semseg import eval_semseg, eval_semseg_knn
 from .similarity import eval_similarity
+from .transfer import eval_fewshot
 from .unsupervised import eval_attention_jaccard, eval_unsupervised_segmentation
 from .video import eval_davis
 from ..parts.encoder import sincos_table, split_positions
@@ -240,7 +241,8 @@ SUITE = {
     **{"linear" if form == "mae" else f"linear_{form}": Evaluation(eval_linear, dict(layer=f.layer, pooling=f.pooling), {"form": form}) for form, f in FORMS.items()},
     "lowshot": _lowshot("msn"), "lowshot_moca": _lowshot("moca"), "lowshot_mae_ct": _lowshot("mae_ct"),
     "clustering": Evaluation(eval_clustering, dict(pooling="cls"), {}, ("test",)),
-    "finetune": Evaluation(eval_finetune),
+    "fewshot": Evaluation(eval_fewshot, dict(pooling="mean", norm=False), {}, ()),
+    "finetune": Evaluation(eval_finetune), "finetune_moca": Evaluation(eval_finetune, None, {"recipe": "moca"}),
     "semseg": Evaluation(eval_semseg, colours=True), "semseg_knn": Evaluation(eval_semseg_knn, colours=True),
     "unsupervised_segmentation": Evaluation(eval_unsupervised_segmentation, colours=True),
     "attention_jaccard": Evaluation(eval_attention_jaccard), "davis": Evaluation(eval_davis),
