@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MMCOptions', 'light_view', 'mmc_views', 'ReconstructionHead', 'ratios', 'cell_weights', 'cell_errors', 'WordCentre',
-           'patch_contrast', 'patch_weights', 'class_contrast', 'class_head', 'MMC']
+           'patch_contrast', 'patch_weights', 'class_contrast', 'class_head', 'crop_by_crop', 'MMC']
 
 # %% ../../nbs/methods/mmc.ipynb #6d7af5b6
 import math, torch
@@ -167,6 +167,11 @@ def class_head(dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     for m in head[::3]: trunc_normal_(m.weight, std=.02)
     return head
 
+def crop_by_crop(head: nn.Sequential, x: torch.Tensor, B: int) -> torch.Tensor:
+    "`head` on crops (S*B, D) -> (S, B, E), its BatchNorms on each crop by itself and all else at once."
+    for m in head: x = torch.cat([m(crop) for crop in x.split(B)]) if isinstance(m, nn.modules.batchnorm._BatchNorm) else m(x)
+    return x.unflatten(0, (-1, B))
+
 # %% ../../nbs/methods/mmc.ipynb #2dacc54c
 class MMC(Method):
     "Masked momentum contrastive learning (2308.11448), reconstructed."
@@ -188,7 +193,7 @@ class MMC(Method):
         if o.cls_weight:
             self.cls_head = class_head(D, o.cls_hidden_dim, o.cls_out_dim)
             teacher["cls_head"] = copy_as_teacher(self.cls_head)
-            self.predictor = projection_mlp(o.cls_out_dim, o.cls_hidden_dim, o.cls_out_dim) if o.predictor else nn.Identity()
+            self.predictor = projection_mlp(o.cls_out_dim, o.cls_hidden_dim, o.cls_out_dim) if o.predictor else nn.Sequential()
         self.teacher = nn.ModuleDict(teacher)
 
     def views(self) -> dict[str, list]: return self.crops
@@ -206,7 +211,7 @@ class MMC(Method):
         terms = {}
         if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
         if o.pat_weight: terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien, epoch_number(at))
-        if o.cls_weight: terms |= self.match_classes(torch.cat(cls).split(B), teacher[:, 0].split(B))
+        if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
         loss = sum(weight * terms[name] for name, weight in (("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
         return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {"patch_similarity": mean_cosine(teacher[:, 1:])}
 
@@ -238,10 +243,10 @@ class MMC(Method):
         by_kind = ratios((kinds * losses.detach()).sum(1), kinds.sum(1))
         return {"pat": (patch_weights(mask).to(student.device) * losses).sum(), "pat_noise": by_kind[0], "pat_alien": by_kind[1]} | out
 
-    def match_classes(self, student, teacher) -> dict:
-        "'cls' and the share of keys found: class tokens (B, D) of all student crops and of the teacher's two."
+    def match_classes(self, student, teacher, B: int) -> dict:
+        "'cls' and the share of keys found: class tokens of all student crops (S*B, D) and of the teacher's two (2*B, D)."
         o = self.options
-        queries = torch.stack([self.predictor(self.cls_head(x)) for x in student])            # (S, B, E)
-        with torch.no_grad(): keys = torch.stack([self.teacher["cls_head"](x) for x in teacher])
+        queries = crop_by_crop(nn.Sequential(*self.cls_head, *self.predictor), student, B)    # (S, B, E)
+        with torch.no_grad(): keys = crop_by_crop(self.teacher["cls_head"], teacher, B)       # (2, B, E)
         cls, found = class_contrast(queries, keys, o.cls_temperature, o.cls_pairs, o.two_tau)
         return {"cls": cls, "found": found}
