@@ -27,7 +27,7 @@ from .knn import KNN_VARIANTS, knn, knn_sweep, nearest_neighbour
 from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
 from .probes import FORMS, AugmentedFeatures, CachedFeatures, fitting_batch, probe_form, train_probe
 from .prompt_segmentation import eval_prompt_segmentation
-from .retrieval import eval_retrieval, eval_zero_shot
+from .retrieval import eval_retrieval, eval_zero_shot, load_open_clip
 from .semseg import eval_semseg, eval_semseg_knn
 from .similarity import eval_similarity
 from .transfer import eval_fewshot
@@ -41,8 +41,9 @@ def load_model(
     name: str,                   # whatever `mimssl.load` takes: a checkpoint, the name of a release or of a timm model; 'untrained:<timm name>' for random weights
     pretrained: bool = True,     # of a timm model: fetch its published weights
     image_size: int | None = None,  # of a timm model: another image size than its own
-) -> VisionTransformer:
+) -> VisionTransformer:   # or an image-text model
     "An encoder without head, in eval mode. Raises `BadInput` for an unknown name, or one that is no ViT."
+    if name.startswith("open_clip:"): return load_open_clip(*name.removeprefix("open_clip:").split("/", 1))
     if not name.startswith("untrained:"): return load(name, pretrained, image_size)
     return load_timm(name.removeprefix("untrained:"), pretrained=False, image_size=image_size)
 
