@@ -16,7 +16,7 @@ OPTIONS = {   # small versions; a method that is not named here runs with its de
     "dino": DINO | dict(use_bn=True),
     "ibot": DINO | dict(patch_out_dim=64),
     "mocov3": dict(hidden_dim=32, out_dim=16),
-    "mmc": DINO | dict(cls_hidden_dim=32, cls_out_dim=16, max_block=.6),
+    "mmc": DINO | dict(cls_hidden_dim=32, cls_out_dim=16, max_block=.6, head_layers=1, cls_weight=.5),
 }
 STEPS, TOLERANCE = 3, 1e-5
 
