@@ -36,8 +36,12 @@ def read_labels(path) -> torch.Tensor:
         with Image.open(path) as image: mode, ids = image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as a label picture ({_reason(error)}); fetch the file again.") from None
-    if ids.ndim != 2: raise BadInput(f"{path}: a label picture holds one id per pixel, this one is {mode}; save it as palette or grey PNG.")
+    if ids.ndim != 2: raise _colours(path, mode)
     return torch.from_numpy(ids.astype(np.int64))
+
+
+def _colours(path, mode: str) -> BadInput:
+    return BadInput(f"{path}: a label picture holds one id per pixel, this one is {mode}; save it as palette or grey PNG.")
 
 
 def _reason(error: Exception) -> str:
@@ -138,10 +142,20 @@ class Coco(Source):
         "Width and height of image `i` as the annotations say."
         return self.records[i]["width"], self.records[i]["height"]
 
+    def agree(self, i: int, size: tuple[int, int]):
+        "Raise `BadInput` unless `size`, width and height of the picture, is what the annotations say."
+        if size != (said := self.stated_size(i)):
+            raise BadInput(f"{self.files[i]}: {size[0]}x{size[1]} pixels, but {self.annotations} says {said[0]}x{said[1]}; fetch the image that was annotated.")
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        self.agree(item["index"], item["image"].size)
+        return item
+
     def known(self, i):
         record = self.records[i]
         out = {"image_id": record["id"]} | {k: record[k] for k in ("neg_category_ids", "not_exhaustive_category_ids") if k in record}
-        if self._objects is not None: out["objects"] = [_object(a, record) for a in self._objects[record["id"]]]
+        if self._objects is not None: out["objects"] = [_object(a, record, self.annotations) for a in self._objects[record["id"]]]
         if self._captions is not None: out["captions"] = [a["caption"] for a in self._captions[record["id"]]]
         return out
 
@@ -164,10 +178,15 @@ def _by_image(data: dict, path: Path) -> dict[int, list]:
     return groups
 
 
-def _object(a: dict, record: dict) -> dict:
-    "One COCO annotation as the dictionary of an item."
-    return {"id": a["id"], "mask": decode_mask(a["segmentation"], record["height"], record["width"]), "box": a["bbox"],
-            "category": a["category_id"], "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
+def _object(a: dict, record: dict, path: Path) -> dict:
+    "One COCO annotation of the file `path` as the dictionary of an item."
+    size = record["height"], record["width"]
+    try: mask = decode_mask(a["segmentation"], *size)
+    except BadInput: raise                                            # (pycocotools is missing)
+    except Exception: mask = None                                     # pycocotools raises every kind for a damaged code
+    if mask is None or mask.shape != size:
+        raise BadInput(f"{path}: annotation {a['id']} has no segmentation of its image's {size[1]}x{size[0]} pixels; give polygons or a whole run-length code.")
+    return {"id": a["id"], "mask": mask, "box": a["bbox"], "category": a["category_id"], "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
 
 # %% ../../nbs/data/sources.ipynb #c777c7f6
 class Files(Sequence):
@@ -209,7 +228,16 @@ class Labelled(Source):
 
     def pairs(self): return list(zip(self.files, self.masks))
 
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        if item["image"].size != item["mask"].shape[::-1]: raise _other_size(self.masks[item["index"]], item["image"].size)
+        return item
+
     def known(self, i): return {"mask": self._ids[read_labels(self.masks[i])]}
+
+
+def _other_size(labels: Path, size: tuple[int, int]) -> BadInput:
+    return BadInput(f"{labels}: not the size of its image, {size[0]}x{size[1]}; both must agree.")
 
 # %% ../../nbs/data/sources.ipynb #be4ca741
 def label_folders(root: Path, images: Path, masks: Path, names: Path | None = None, ignore: int | None = None) -> Labelled:
@@ -373,23 +401,24 @@ def check(
     decoded = set(range(n)) if decode is None or decode >= n else set(np.linspace(0, n - 1, decode).astype(int).tolist())
     def look(i):
         (image, labels), whole = pairs[i], i in decoded
-        w, h = _size(image, whole)
-        if min(w, h) < smallest: raise BadInput(f"{image}: {w}x{h} pixels, smaller than {smallest}; remove it or use a smaller patch.")
-        if labels and _size(labels, whole) != (w, h): raise BadInput(f"{labels}: not the size of its image, {w}x{h}; both must agree.")
-        if isinstance(dataset, Coco) and (w, h) != (said := dataset.stated_size(i)):
-            raise BadInput(f"{image}: {w}x{h} pixels, but {dataset.annotations} says {said[0]}x{said[1]}; fetch the image that was annotated.")
+        size = _size(image, whole)
+        if min(size) < smallest: raise BadInput(f"{image}: {size[0]}x{size[1]} pixels, smaller than {smallest}; remove it or use a smaller patch.")
+        if labels and _size(labels, whole, ids=True) != size: raise _other_size(labels, size)
+        if isinstance(dataset, Coco): dataset.agree(i, size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(look, range(n)): pass
     return n
 
 
-def _size(path: Path, decode: bool) -> tuple[int, int]:
-    "Width and height of an image file, decoded if asked. Raises `BadInput` where it cannot be read."
+def _size(path: Path, decode: bool, ids: bool = False) -> tuple[int, int]:
+    "Width and height of an image file, decoded if asked. Raises `BadInput` where it cannot be read, or has colours in place of `ids`."
     try:
         with Image.open(path) as image:
             size = image.size
+            if ids and len(image.getbands()) > 1: raise _colours(path, image.mode)
             if decode: image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8))); image.load()
             return size
+    except BadInput: raise
     except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file again or delete it.") from None
 
