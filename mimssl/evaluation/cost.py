@@ -11,8 +11,8 @@ import numpy as np
 from collections.abc import Callable
 from dataclasses import dataclass
 from PIL import Image
-from tqdm import tqdm
 from ..data.lines import metric_line
+from ..data.progress import track
 from ..data.settings import BadInput, pick_device
 from .clustering import kmeans, prepare_rows
 from .knn import knn
@@ -60,7 +60,7 @@ def costs(names=None, sizes: dict | None = None, device="auto", progress: bool =
     for name in [*names, *(sizes or {})]:
         if name not in GROWTHS: raise BadInput(f"there is no cost measurement '{name}'; use {', '.join(GROWTHS)}.")
     todo, lines = [(n, s) for n in names for s in (sizes or {}).get(n, GROWTHS[n].sizes)], []
-    for name, size in tqdm(todo, desc="costs", leave=False, disable=not progress):
+    for name, size in track(todo, "costs", "sizes", progress):
         gc.collect()
         forget_peak(device)
         work, start = GROWTHS[name].work(size, device=device), time.perf_counter()

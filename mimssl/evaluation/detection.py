@@ -213,7 +213,7 @@ def open_vocabulary_scores(
     said = {side: [c["name"] for c in data["categories"] if c.get("split") == side] for side in ("novel", "base")}
     novel, base = (given or (said[side] if all(said.values()) else known) for side, given, known in (("novel", novel, COCO_NOVEL), ("base", base, COCO_BASE)))
     for name in (*novel, *base):
-        if name not in found.classes: raise BadInput(f"the ground truth has no category '{name}'; give the names of its novel and base classes.")
+        if name not in found.classes: raise BadInput(f"the ground truth has no category '{name}'; give the names of its novel and base classes, or each category a 'split' of novel or base.")
     groups = {"novel": novel, "base": base, "all": dict.fromkeys([*novel, *base])}
     summary = {f"{side}_AP50": _mean(np.array([found.classes[n]["AP50"] for n in names])) for side, names in groups.items()}
     return Scores(summary, {n: found.classes[n] for n in groups["all"]}, found.images, found.protocol | {"scorer": "ovd", "novel": len(novel), "base": len(base)})

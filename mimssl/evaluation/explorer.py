@@ -16,7 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.models import VisionTransformer
-from tqdm import tqdm
+from ..data.progress import track
 from ..data.settings import BadInput, pick_device
 from ..data.sources import read_image
 from .dense import patch_grid, square
@@ -94,7 +94,7 @@ def read_encoders(encoders, size: int | None, device, **features) -> dict:
     if not isinstance(encoders, dict):
         given = [encoders] if isinstance(encoders, (str, Path, torch.nn.Module)) else list(encoders)
         names = [encoder_name(e) if isinstance(e, (str, Path)) else f"encoder {i + 1}" for i, e in enumerate(given)]
-        if twice := {n for n in names if names.count(n) > 1}: raise BadInput(f"two encoders are called '{twice.pop()}'; give a dict from names to encoders.")
+        if twice := {n for n in names if names.count(n) > 1}: raise BadInput(f"two encoders are called '{twice.pop()}'; rename a file, or give a dict from names to encoders.")
         encoders = dict(zip(names, given))
     if not encoders: raise BadInput("there are no encoders to compare; give models, or a dict from names to models.")
     def tokens_of(encoder):
@@ -152,7 +152,7 @@ def explore(
     "The prompt explorer of some images: the value of a notebook's cell, or `.save(path)`. Raises `BadInput` for images or encoders that cannot be read."
     items, device = read_items(images), pick_device(str(device))
     functions, found = read_encoders(encoders, size, device, **features), []
-    for item in tqdm(items, desc="explorer", unit=" images", leave=False, disable=None if progress else True):
+    for item in track(items, "explorer", show=progress):
         image, grids = item["image"], {name: tokens_of(item["image"]) for name, tokens_of in functions.items()}
         for name, grid in grids.items():
             if not grid.isfinite().all(): raise BadInput(f"{item['name']}: the tokens of encoder '{name}' are not finite; choose another checkpoint.")

@@ -20,10 +20,10 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
-from tqdm import tqdm
+from ..data.progress import track
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
-from .features import pixel_stats
+from .features import FeatureSpec, pixel_stats, resolve
 from .lowshot import draw_subset, list_files, mean_and_std, read_subset
 from .probes import fitting_batch
 from ..parts.draws import Draws
@@ -189,7 +189,7 @@ def finetune(
     model = classifier(vit, num_classes, recipe, size, seed).to(device)
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(.9, .999))
     mix, view, steps, curve, losses = mixer(recipe, num_classes), train_view(size, recipe, stats), len(data) // recipe.batch, [], []
-    for epoch in tqdm(range(recipe.epochs), desc="fine-tuning", leave=False, **({} if progress else {"disable": True})):
+    for epoch in track(range(recipe.epochs), "fine-tuning", "epochs", progress):
         model.train(); loss = 0.
         for i, (images, labels) in enumerate(batches(data, view, recipe.batch, seed, epoch, workers, True)):
             images, target = mix(images.to(device, non_blocking=True), labels.to(device), (seed, epoch, i))
@@ -208,6 +208,7 @@ def _checked(train, test, rows, recipe: FinetuneRecipe) -> int:
     labels = torch.tensor(train.targets) if rows is None else torch.tensor(train.targets)[rows]
     missing = set(test.targets) - set(labels.tolist())
     if missing: raise BadInput(f"class {min(missing)} is in the test split but has no training image; add some or drop the class.")
+    if recipe.batch < 1: raise BadInput(f"batch is {recipe.batch}; fine-tuning needs a positive number.")
     if recipe.batch > len(labels): raise BadInput(f"batch is {recipe.batch} but there are {len(labels)} training images; choose a smaller batch.")
     if recipe.batch % 2 and (recipe.mixup or recipe.cutmix): raise BadInput(f"batch is {recipe.batch}, and Mixup pairs images; choose an even batch, or set mixup and cutmix to 0.")
     return int(max(labels.max(), max(test.targets))) + 1
@@ -225,11 +226,14 @@ def eval_finetune(
     if bench.vit is None: raise BadInput("raw pixels have no encoder to fine-tune.")
     if not 0 < fraction <= 1: raise BadInput(f"fraction is {fraction}; give a share of the labels, above 0 and up to 1.")
     r = finetune_recipe(recipe, len(bench.vit.blocks), epochs=epochs, base_lr=base_lr, layer_decay=layer_decay, drop_path=drop_path, pooling=pooling, clip=clip)
-    labels, train = bench.labels("train"), bench.data("train")
+    resolve(FeatureSpec(pooling=r.pooling, size=size), bench.vit)
+    labels, train, test = bench.labels("train"), bench.data("train"), bench.data("test")
     if lists: subsets = [read_subset(path, train.files, labels) for path in ([Path(lists)] if Path(lists).is_file() else list_files(lists, fraction))]
     else: subsets = [draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1 else [torch.arange(len(labels))]
-    r = replace(r, batch=batch or fitting_batch(r.batch, len(subsets[0])))
-    found = [finetune(bench.vit, train, bench.data("test"), r, rows, size, bench.device, bench.seed, **bench.options) for rows in subsets]
+    r = replace(r, batch=fitting_batch(r.batch, len(subsets[0])) if batch is None else batch)
+    for rows in subsets: _checked(train, test, rows, r)
+    bench.begin()
+    found = [finetune(bench.vit, train, test, r, rows, size, bench.device, bench.seed, **bench.options) for rows in subsets]
     protocol = asdict(r) | dict(recipe=recipe, size=size or bench.vit.patch_embed.img_size[0], fraction=fraction, subsets=len(found), seed=bench.seed,
                                 labels=("published" if lists else "drawn") if fraction < 1 or lists else "all", precision="fp32" if bench.device.type == "cpu" else "bf16")
     def lines(metric: str, selection: str, *images):

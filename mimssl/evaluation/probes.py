@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'ProbeForm', 'lr_factor', 'scale_gradient', 'Heads', 'HeadTrainer', 'CachedFeatures', 'AugmentedFeatures',
-           'held_out', 'fitting_batch', 'ProbeResult', 'train_probe', 'linear_probe', 'probe_form']
+           'held_out', 'fitting_batch', 'ProbeResult', 'train_probe', 'check_classes', 'linear_probe', 'probe_form']
 
 # %% ../../nbs/evaluation/probes.ipynb #bfe8b9ee
 import math, torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from ..data.progress import track
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, probe_view
 from .features import FeatureSpec, prepare, resolve
@@ -182,7 +182,8 @@ def held_out(labels: torch.Tensor, share: float = 0.1, seed: int = 0) -> torch.T
 
 # %% ../../nbs/evaluation/probes.ipynb #8f48013b
 def fitting_batch(batch: int, count: int) -> int:
-    "`batch`, or less for a data set of `count` images: the largest power of two with 16 steps an epoch, at least 2."
+    "`batch`, or less for a data set of `count` images: the largest power of two with 16 steps an epoch, at least 2. Raises `BadInput` for no batch."
+    if batch < 1: raise BadInput(f"batch is {batch}; give 1 image or more.")
     return min(batch, max(2, 2 ** int(math.log2(max(count / 16, 2)))))
 
 # %% ../../nbs/evaluation/probes.ipynb #af31ddf8
@@ -216,7 +217,7 @@ def train_probe(
     choosing, judged = (HeadTrainer(Heads(form, train.shape[1], num_classes, source.batch, width, seed).to(device)) for _ in range(2))
     test_scores, everyone = [], held.nonzero()[:, 0]
     held_x, held_y = train[everyone], train_labels[everyone]
-    for epoch in tqdm(range(form.epochs), desc="linear probe", leave=False, **({} if progress else {"disable": True})):
+    for epoch in track(range(form.epochs), "linear probe", "epochs", progress):
         for i, (x, y, index) in enumerate(source.epoch(epoch)):
             factor, kept = lr_factor(form, epoch + i / len(source)), ~held[index].to(device)
             if kept.sum() > 1: choosing.step(x[kept], y[kept], factor)
@@ -230,6 +231,10 @@ def _check(train, train_labels, test, test_labels):
     "Refuse features that no linear layer can be trained on."
     if train.ndim != 2 or train.shape[1:] != test.shape[1:]:
         raise BadInput(f"a linear probe needs one vector an image, train and test of the same spec; these have shapes {tuple(train.shape)} and {tuple(test.shape)}.")
+    check_classes(train_labels, test_labels)
+
+def check_classes(train_labels: torch.Tensor, test_labels: torch.Tensor):
+    "Raises `BadInput` for labels that no probe can learn or choose by."
     if min(train_labels.min(), test_labels.min()) < 0: raise BadInput("some images have no label; a linear probe needs a data set of classes.")
     if train_labels.bincount().max() < 2: raise BadInput("no class has two training images, so none can be held out to choose the learning rate; add images.")
     missing = set(test_labels.tolist()) - set(train_labels.tolist())
@@ -250,7 +255,7 @@ def linear_probe(train, train_labels, test, test_labels, form: str | ProbeForm =
                  width: int | None = None, device="cpu", seed: int = 0, progress: bool = True) -> ProbeResult:
     "A linear probe on fixed features (N, D), (Q, D); `form` by name (a key of `FORMS`) or given."
     form = probe_form(form, epochs)
-    batch = fitting_batch(batch or form.batch, len(train_labels))
+    batch = fitting_batch(form.batch if batch is None else batch, len(train_labels))
     source = CachedFeatures(train, train_labels, batch, pick_device(str(device)), seed)
     return train_probe(form, source, train, train_labels, test, test_labels, width, seed, progress)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'PROMPTS', 'token_of_pixel', 'bounding_box', 'token_counts', 'threshold_ious', 'best_ious', 'grid_ious',
            'token_ious', 'connected', 'deepest_pixel', 'prompt_pixels', 'unit_tokens', 'similarity_maps', 'PromptSpec',
-           'real_objects', 'prompted_objects', 'object_ious', 'view_side', 'token_stream', 'group_mean', 'PromptScores',
-           'prompt_segmentation', 'eval_prompt_segmentation']
+           'real_objects', 'prompted_objects', 'object_ious', 'view_side', 'masked_images', 'token_stream',
+           'group_mean', 'PromptScores', 'prompt_segmentation', 'eval_prompt_segmentation']
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #98d989af
 from dataclasses import asdict, dataclass
@@ -17,10 +17,11 @@ from scipy.ndimage import distance_transform_edt
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
+from ..data.progress import Tally
 from ..data.settings import BadInput, pick_device, settings
+from ..data.sources import check
 from ..data.views import to_normalised
-from .dense import patch_grid
+from .dense import dense_blocks, patch_grid
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #102e4dd9
 def token_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -190,6 +191,13 @@ def view_side(vit, size: int | None = None) -> int:
     if size < p or size % p: raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
     return size
 
+def masked_images(data):
+    "`data` if its images have instance masks of their size. Raises `BadInput` otherwise."
+    if not len(data) or "objects" not in data.known(0):
+        raise BadInput("this evaluation needs images with instance masks; choose a data set in COCO's format, such as scenes-coco or coco2017.")
+    check(data, decode=0)
+    return data
+
 class _Views(Dataset):
     "An image as the encoder sees it with what `describe(item, grid)` says about it, or None where that is None."
     def __init__(self, dataset, describe, side: int, patch: int, keep_aspect: bool):
@@ -211,18 +219,16 @@ def token_stream(
     device="cpu", batch_size: int = 16, workers: int | None = None, progress: bool = True,
     **features,                      # layer, norm, positions, kind of `patch_grid`
 ):
-    "Yield patch features (h, w, D) and the description of each image. Raises `BadInput` for a data set without objects or a size of broken patches."
+    "Yield patch features (h, w, D) and the description of each image. Raises `BadInput` for a size of broken patches."
     side = view_side(vit, size)
-    if not len(dataset) or "objects" not in dataset[0]:
-        raise BadInput("this evaluation needs images with instance masks; choose a data set in COCO's format, such as scenes-coco or coco2017.")
     views, vit = _Views(dataset, describe, side, vit.patch_embed.patch_size[0], keep_aspect), vit.eval().to(device)
     loader = DataLoader(views, 1 if keep_aspect else batch_size, collate_fn=list, num_workers=settings().workers if workers is None else workers)
-    with tqdm(total=len(dataset), unit=" images", leave=False, **({} if progress else {"disable": True})) as bar:
+    with Tally("images", len(dataset), show=progress) as tally:
         for batch in loader:
-            bar.update(len(batch))
             if seen := [pair for pair in batch if pair is not None]:
                 images, about = zip(*seen)
                 yield from zip(patch_grid(vit, torch.stack(images).to(device), **features), about)
+            tally.update(len(batch))
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #415468f2
 def group_mean(values: np.ndarray, groups: np.ndarray) -> float:
@@ -274,16 +280,19 @@ def prompt_segmentation(
 def eval_prompt_segmentation(
     bench, spec=None,                # reads images itself: `spec` is not used
     size: int | None = None, keep_aspect: bool = False,
-    layer="last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre=(False, True),
-    prompt: str = "distance", draws: int = 5, upsample: str = "nearest", component: bool = False, thresholds=THRESHOLDS,
+    layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre: tuple[bool, ...] = (False, True),
+    prompt: str = "distance", draws: int = 5, upsample: str = "nearest", component: bool = False, thresholds: tuple[float, ...] = THRESHOLDS,
     tune: int = 1000,                # training images that choose the threshold
 ) -> list[tuple]:
     "Zero-shot segmentation from one prompt patch [MMC, a reconstruction]: mIoU in percent, its parts and bounds."
     p = PromptSpec(view_side(bench.vit, size), keep_aspect, layer, norm, kind, positions, centre, prompt, draws, upsample, component, thresholds)
     if tune < 1: raise BadInput(f"tune is {tune}; the threshold needs at least one training image.")
-    train, run = bench.data("train"), partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, **bench.options)
+    train, test = bench.data("train"), masked_images(bench.data("test"))
+    dense_blocks(bench.vit, layer, kind, positions)
+    bench.begin()
+    run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, **bench.options)
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(bench.seed))[:tune].sort().values
-    tuned, tested, lines = run(dataset=Subset(train, rows.tolist())), run(dataset=bench.data("test")), []
+    tuned, tested, lines = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
     own = asdict(p) | dict(thresholds=list(p.thresholds), tune=len(rows))
     if prompt != "random": del own["draws"]
     for c, found in tested.items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'check_image_text', 'encode_images', 'encode_texts', 'OpenClip', 'load_open_clip', 'first_right', 'ranks',
-           'owned', 'recall', 'read_captions', 'eval_retrieval', 'article', 'clean_name', 'read_templates',
+           'owned', 'check_ks', 'recall', 'read_captions', 'eval_retrieval', 'article', 'clean_name', 'read_templates',
            'prompt_ensemble', 'zero_shot_classifier', 'zero_shot_accuracy', 'class_names', 'eval_zero_shot']
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ae8b0c80
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from ..data.progress import Tally
 from ..data.settings import BadInput, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from .features import pixel_stats
@@ -30,8 +30,6 @@ class _Seen(Dataset):
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i): return self.view(self.dataset[i]["image"])
 
-def _bar(total: int, what: str, progress: bool): return tqdm(total=total, desc=what, leave=False, **({} if progress else {"disable": True}))
-
 @torch.no_grad()
 def encode_images(
     model, dataset,                   # image-text model; items with `image` (PIL, RGB)
@@ -47,11 +45,11 @@ def encode_images(
     (mean, std), to = pixel_stats(model), lambda v: torch.tensor(v, device=device).view(3, 1, 1)
     loader = DataLoader(_Seen(dataset, eval_view(size, resize or size)), batch_size, num_workers=settings().workers if workers is None else workers)
     found = []
-    with _bar(len(dataset), "images", progress) as bar:
+    with Tally("images", len(dataset), show=progress) as tally:
         for images in loader:
             images = (images.to(device) * to(IMAGENET_STD) + to(IMAGENET_MEAN) - to(mean)) / to(std)
             found.append(model.encode_image(images).float().cpu())
-            bar.update(len(images))
+            tally.update(len(images))
     return torch.cat(found)
 
 @torch.no_grad()
@@ -60,10 +58,10 @@ def encode_texts(model, texts: list[str], device="cpu", batch_size: int = 256, p
     check_image_text(model)
     if isinstance(model, nn.Module): model.to(device).eval()
     found = []
-    with _bar(len(texts), "texts", progress) as bar:
+    with Tally("texts", len(texts), "texts", progress) as tally:
         for i in range(0, len(texts), batch_size):
             found.append(model.encode_text(texts[i:i + batch_size]).float().cpu())
-            bar.update(len(found[-1]))
+            tally.update(len(found[-1]))
     return torch.cat(found)
 
 # %% ../../nbs/evaluation/retrieval.ipynb #dc2b487b
@@ -118,6 +116,9 @@ def owned(owner: torch.Tensor, count: int) -> torch.Tensor:
     return table
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ba077a53
+def check_ks(ks):
+    if not ks or min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
+
 def recall(
     images: torch.Tensor,      # (N, D) features, of any length
     texts: torch.Tensor,       # (T, D)
@@ -132,7 +133,7 @@ def recall(
         raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
     if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
         raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
-    if min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
+    check_ks(ks)
     found = {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
     return {f"{way}_r{k}": 100 * (r < k).double().mean().item() for way, r in found.items() for k in ks}
 
@@ -151,11 +152,13 @@ def read_captions(dataset, per_image: int | None = 5) -> tuple[list[str], torch.
     return texts, torch.tensor(owner)
 
 # %% ../../nbs/evaluation/retrieval.ipynb #35e20c0e
-def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks=(1, 5, 10), resize: int | None = None) -> list[tuple]:
+def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, ...] = (1, 5, 10), resize: int | None = None) -> list[tuple]:
     "Recall at K both ways of the image-text model `bench.vit` on the test images with captions."
     check_image_text(bench.vit)
     data = bench.data("test")
+    check_ks(ks)
     texts, owner = read_captions(data, per_image)
+    bench.begin()
     images = encode_images(bench.vit, data, bench.device, resize=resize, **bench.options)
     scores = recall(images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]), owner, tuple(ks), bench.device)
     size = getattr(bench.vit, "image_size", 224)
@@ -230,6 +233,7 @@ def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None =
     "Zero-shot top1 and top5 of the image-text model `bench.vit` on the test images."
     check_image_text(bench.vit)
     labels, words, prompts = bench.labels("test"), class_names(bench, names, qualifier), read_templates(templates)
+    bench.begin()
     classifier = zero_shot_classifier(bench.vit, words, prompts, bench.device, bench.options["progress"])
     images = encode_images(bench.vit, bench.data("test"), bench.device, resize=resize, **bench.options)
     size = getattr(bench.vit, "image_size", 224)

@@ -7,8 +7,8 @@ __all__ = ['IGNORE', 'SEG_FORMS', 'confusion', 'seg_scores', 'seg_classes', 'cla
            'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid', 'dense_encoder', 'SegHead',
            'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order', 'SegCrops', 'crop_batches',
            'cached_batches', 'whole_images', 'store_grids', 'judge', 'SegFit', 'fit_subset', 'eval_semseg',
-           'patch_labels', 'most_frequent', 'squashed_patches', 'nearest_patches', 'vote_patches', 'fit_patches',
-           'eval_semseg_knn']
+           'patch_labels', 'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches',
+           'fit_patches', 'eval_semseg_knn']
 
 # %% ../../nbs/evaluation/semseg.ipynb #a4c42008
 import torch
@@ -23,8 +23,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
+from ..data.progress import track
 from ..data.settings import BadInput, settings
+from ..data.sources import Labelled, check
 from ..data.views import epoch_order, key_seed, to_normalised
 from .dense import patch_grid, square
 from .knn import nearest
@@ -48,8 +49,9 @@ def seg_scores(matrix: torch.Tensor) -> dict:
 # %% ../../nbs/evaluation/semseg.ipynb #34edbae8
 def seg_classes(dataset) -> list[str]:
     "The class names of a data set of label pictures. Raises `BadInput` for another kind of data set."
-    if not (getattr(dataset, "classes", None) and hasattr(dataset, "masks")):
+    if not isinstance(dataset, Labelled):
         raise BadInput("semantic segmentation needs label pictures and the names of their classes, which this data set lacks; use scenes-city, camvid, cityscapes or voc2012.")
+    if not dataset.classes: raise BadInput(f"{dataset.root}: has label pictures but no names of their classes; add classes.json, a list of them.")
     return dataset.classes
 
 def class_presence(dataset, rows) -> torch.Tensor:
@@ -272,7 +274,7 @@ class _Whole(Dataset):
 def whole_images(dataset, rows, patch: int, short: int | None = None, workers: int = 0, progress: bool = False, what: str = "images"):
     "Yield row, image (3, H, W) and labels (H0, W0) of each of `rows`."
     loader = DataLoader(_Whole(dataset, rows, patch, short), batch_size=None, num_workers=workers)
-    yield from tqdm(loader, desc=what, leave=False, **({} if progress else {"disable": True}))
+    yield from track(loader, what, show=progress)
 
 def store_grids(encode, dataset, rows, patch: int, short: int | None = None, **options) -> dict:
     "row -> features (h, w, D) on the CPU and labels (4h, 4w) of whole images."
@@ -307,7 +309,7 @@ def fit_subset(form: SegForm, rows: torch.Tensor, batches, num_classes: int, dev
     count = max(1, len(rows) // 10) if len(form.lrs) > 1 else 0
     held = set(torch.randperm(len(rows), generator=torch.Generator().manual_seed(key_seed(seed, "held out")))[:count].tolist())
     judged = choosing = None
-    for grids, labels, places in tqdm(batches, total=form.iterations, desc="linear segmentation", leave=False, **({} if progress else {"disable": True})):
+    for grids, labels, places in track(batches, "linear segmentation", "steps", progress, form.iterations):
         if judged is None:
             judged, choosing = (SegHeads(form, grids[0].shape[-1], num_classes, device, seed) for _ in range(2))
         judged.step(grids, labels)
@@ -334,12 +336,12 @@ def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, t
 def eval_semseg(
     bench, spec=None,
     form: str = "default",        # a name in `SEG_FORMS`
-    labels=("all",),              # budgets of training images, e.g. (100, 372, 'all'); None: all
+    labels: tuple = ("all",),     # budgets of training images, e.g. (100, 372, 'all'); None: all
     size: int | None = None,      # shorter side of the pictures, pixels; None: the form's
     crop: int | None = None,      # training crop and test window, pixels; None: the form's
     epochs: int | None = None,    # passes over the whole training set that set the iterations (for every budget); None: the form's iterations
     batch: int | None = None,
-    lrs=None,                     # learning rates; None: the form's
+    lrs: tuple[float, ...] | None = None,   # learning rates; None: the form's
     augment: bool = True,         # False: features of whole pictures, computed once
     slide: bool | None = None,    # judge in windows of the crop; None: as `augment`
     half: bool = False,           # bfloat16 encoder on an accelerator
@@ -353,6 +355,8 @@ def eval_semseg(
     if epochs is not None: form = seg_form(name, patch, **asdict(form) | dict(iterations=epochs * -(-len(train) // form.batch)))
     subsets = nested_subsets(len(train), labels)
     rows = torch.cat([r for found in subsets.values() for r in found]).unique()
+    for data in (train, test): check(data, decode=0)
+    bench.begin()
     shown = dict(zip(rows.tolist(), class_presence(train, rows)))
     class_presence(test, range(len(test)))
     encode, _ = dense_encoder(bench.vit, bench.device, form.blocks(len(bench.vit.blocks)) if bench.vit is not None else "last", form.norm, half)
@@ -395,16 +399,19 @@ def most_frequent(labels: torch.Tensor, num_classes: int, dim: int) -> torch.Ten
 def squashed_patches(encode, dataset, rows, size: int, patch: int, num_classes: int, progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     "Features (n h w, D) and pixel labels (n h w, patch^2) of the patches of the images `rows`, on the CPU."
     x, y = [], []
-    for i in tqdm(rows, desc="patches", leave=False, **({} if progress else {"disable": True})):
+    for i in track(rows, "patches", show=progress):
         item = dataset[int(i)]
         x.append(encode(square(item["image"], size)[None])[0].flatten(0, 1).cpu())
         y.append(patch_labels(item["mask"], size, patch, num_classes))
     return torch.cat(x), torch.cat(y)
 
 # %% ../../nbs/evaluation/semseg.ipynb #bff42683
+def check_distance(distance: str):
+    if distance not in ("cosine", "l2"): raise BadInput(f"distance '{distance}' is unknown; use cosine or l2.")
+
 def nearest_patches(queries: torch.Tensor, gallery: torch.Tensor, k: int, distance: str = "cosine", device="cpu") -> torch.Tensor:
     "Rows of the `k` nearest gallery patches (N, D) of each query (Q, D), nearest first: (Q, k)."
-    if distance not in ("cosine", "l2"): raise BadInput(f"distance '{distance}' is unknown; use cosine or l2.")
+    check_distance(distance)
     if distance == "cosine": return nearest(queries, gallery, k, device)[1]
     ones, half_norm = torch.ones(len(queries), 1), -gallery.square().sum(1, keepdim=True) / 2
     return nearest(torch.cat([queries, ones], 1), torch.cat([gallery, half_norm], 1), k, device, prepare=lambda x: x.float())[1]
@@ -445,10 +452,10 @@ def _choose(classifier, x, y, test_x, test_y, num_classes: int, device, max_iter
 
 def eval_semseg_knn(
     bench, spec=None,
-    classifiers=("knn", "logistic"),
+    classifiers: tuple[str, ...] = ("knn", "logistic"),
     size: int = 224,                      # pictures are squashed to size x size
-    ks=(1, 3, 10, 30), distances=("cosine", "l2"),
-    Cs=_CS, max_iter: int = 1000,         # of the logistic regression
+    ks: tuple[int, ...] = (1, 3, 10, 30), distances: tuple[str, ...] = ("cosine", "l2"),
+    Cs: tuple[float, ...] = _CS, max_iter: int = 1000,   # of the logistic regression
     subsample: int = 1,                   # train on every so many-th patch
 ) -> list[tuple]:
     "Segmentation by nearest patches and by logistic regression: miou and aacc in percent of squashed pictures. Raises `BadInput` before any work."
@@ -457,7 +464,12 @@ def eval_semseg_knn(
     if size < patch or size % patch: raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that is.")
     if unknown := set(classifiers) - {"knn", "logistic"}: raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
     if len(train) < 2 or subsample < 1: raise BadInput(f"{len(train)} training images, every {subsample}-th patch: give at least 2 images and a subsample of 1 or more.")
-    class_presence(train, range(len(train)))
+    for distance in distances: check_distance(distance)
+    for name, least in (("ks", min(ks)), ("Cs", min(Cs)), ("max_iter", max_iter)):
+        if least <= 0: raise BadInput(f"{name} has {least}; give numbers above 0.")
+    for data in (train, test): check(data, decode=0)
+    bench.begin()
+    for data in (train, test): class_presence(data, range(len(data)))
     encode, _ = dense_encoder(bench.vit, bench.device)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(key_seed(bench.seed, "held out")))
     held, rest = order[:max(1, len(train) // 10)].sort().values, order[max(1, len(train) // 10):].sort().values

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 import numpy as np, torch
 from ..data.settings import BadInput, pick_device
-from .prompt_segmentation import real_objects, token_counts, token_stream, unit_tokens, view_side
+from .dense import dense_blocks
+from .prompt_segmentation import masked_images, real_objects, token_counts, token_stream, unit_tokens, view_side
 
 # %% ../../nbs/evaluation/similarity.ipynb #2ce2bc16
 def token_owners(inside: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -137,13 +138,18 @@ def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: 
 # %% ../../nbs/evaluation/similarity.ipynb #4071ff86
 def eval_similarity(
     bench, spec=None,                # reads images itself: `spec` is not used
-    size: int | None = None, keep_aspect: bool = False, layer="last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
+    size: int | None = None, keep_aspect: bool = False, layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
     centre: bool = False, background: bool = False, limit: int = 1000, bins: int = 100,
 ) -> list[tuple]:
     "Similarity of patches inside and between objects [MMC, a reconstruction]."
     own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm, kind=kind, positions=positions,
                centre=centre, background=background, limit=limit)
-    found = similarities(bench.vit, bench.data("test"), seed=bench.seed, device=bench.device, **own, **bench.options)
-    p, q = found.histograms(bins)
+    for name, value in (("limit", limit), ("bins", bins)):
+        if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
+    test = masked_images(bench.data("test"))
+    dense_blocks(bench.vit, layer, kind, positions)
+    bench.begin()
+    found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, **own, **bench.options)
+    scores, (p, q) = found.scores(bins), found.histograms(bins)
     more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
-    return [(metric, value, len(found.intra), own | more.get(metric, {})) for metric, value in found.scores(bins).items()]
+    return [(metric, value, len(found.intra), own | more.get(metric, {})) for metric, value in scores.items()]

@@ -74,8 +74,8 @@ def _right(bench, spec, shots, draws: int, classifier: str, lambd: float | None)
 
 def eval_fewshot(
     bench, spec,
-    shots=(1, 2, 4, 8, 16),            # images a class
-    datasets: list | None = None,      # names in the catalogue; None: the bench's own
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16),   # images a class
+    datasets: str | tuple[str, ...] | None = None,   # names in the catalogue; None: the bench's own
     draws: int = 3,
     classifier: str = "logistic",      # a key of `CLASSIFIERS`
     lambd: float | None = None,        # its regularisation; None: its default

@@ -15,10 +15,10 @@ from pathlib import Path
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import squareform
-from tqdm import tqdm
+from ..data.progress import track
 from ..data.settings import BadInput
-from ..data.sources import read_labels
-from .dense import last_attention, square
+from ..data.sources import check, read_labels
+from .dense import dense_blocks, last_attention, square
 from .semseg import dense_encoder
 
 # %% ../../nbs/evaluation/unsupervised.ipynb #2947f6be
@@ -111,7 +111,7 @@ def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"), kin
     "k -> dict of miou_matched, miou_best, ari in percent, and the numbers `images`, `objects` and `several` (images with two objects or more) behind them."
     kind = object_kind(dataset, kind)
     found = {k: [] for k in ks}
-    for i in tqdm(range(len(dataset)), desc="clusters", leave=False, **({} if progress else {"disable": True})):
+    for i in track(range(len(dataset)), "clusters", show=progress):
         item = dataset[i]
         ids = partition(*object_masks(dataset, i, item, kind))
         if ids.max() < 1: continue                                               # no object
@@ -127,8 +127,8 @@ def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"), kin
 def eval_unsupervised_segmentation(
     bench, spec=None,
     size: int | None = None,               # pictures are squashed to size x size; None: the encoder's own (224 for colours)
-    ks=(*range(2, 11), "oracle"),          # numbers of clusters
-    layer="last", norm: bool = False,      # of the tokens
+    ks: tuple = (*range(2, 11), "oracle"),   # numbers of clusters
+    layer: str | int | tuple[int, ...] = "last", norm: bool = False,   # of the tokens
     objects: str | None = None,            # 'instances' or 'classes'; None: instances where there are some
 ) -> list[tuple]:
     "Agglomerative clusters of each test picture's tokens against its objects: miou_matched, miou_best, ari in percent for each k."
@@ -136,6 +136,9 @@ def eval_unsupervised_segmentation(
     kind = object_kind(data, objects)
     for k in ks:
         if k != "oracle" and not (isinstance(k, int) and 2 <= k <= (size // patch) ** 2): raise BadInput(f"ks has {k!r}; give numbers of clusters from 2 to the {(size // patch) ** 2} tokens, or 'oracle'.")
+    if bench.vit is not None: dense_blocks(bench.vit, layer)
+    check(data, decode=0)
+    bench.begin()
     encode, _ = dense_encoder(bench.vit, bench.device, layer, norm)
     found = segment_scores(encode, data, size, tuple(ks), kind, bench.options["progress"])
     base = dict(size=size, patch=patch, objects=kind) | (dict(layer=layer, norm=norm, features="tokens") if bench.vit else dict(features="colours"))
@@ -177,8 +180,12 @@ def eval_attention_jaccard(
     if bench.vit is None or not bench.vit.has_class_token: raise BadInput("attention maps need an encoder with a class token; choose another evaluation for this one.")
     if not 0 < mass < 1: raise BadInput(f"mass is {mass}; give a share of the attention between 0 and 1.")
     data, (size, patch) = bench.data("test"), _size(bench, size)
-    kind, vit, means, count = object_kind(data, objects), bench.vit.eval().to(bench.device), [], 0
-    for i in tqdm(range(len(data)), desc="attention", leave=False, **({} if bench.options["progress"] else {"disable": True})):
+    kind = object_kind(data, objects)
+    dense_blocks(bench.vit, positions=positions)
+    check(data, decode=0)
+    bench.begin()
+    vit, means, count = bench.vit.eval().to(bench.device), [], 0
+    for i in track(range(len(data)), "attention", show=bench.options["progress"]):
         item = data[i]
         found, _ = object_masks(data, i, item, kind)
         found = found[found.any(2).any(1)]

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 from ..data.scenes import davis_palette
-from ..data.settings import BadInput
+from ..data.progress import track
+from ..data.settings import BadInput, make_folder
 from ..data.sources import Davis, Files, check, read_labels
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .boundary import boundary_f, contour, jaccard, over_frames
-from .dense import patch_grid
+from .dense import dense_blocks, patch_grid
 from .knn import fast_topk
 
 # %% ../../nbs/evaluation/video.ipynb #9b37e94c
@@ -164,7 +164,7 @@ def propagate(
     h, w = (side // patch for side in frame_size(width, height, o, patch))
     first = label_maps(first_mask, h, w).to(device)
     def grids():
-        for t, frame in enumerate(tqdm(frames, unit=" frames", leave=False, **({} if progress else {"disable": True}))):
+        for t, frame in enumerate(track(frames, "frames", "frames", progress)):
             if frame.size != (width, height):
                 raise BadInput(f"frame {t} is {frame.size[0]}x{frame.size[1]} pixels, frame 0 {width}x{height}; a film has one size.")
             yield frame_features(vit, frame, o, device)
@@ -289,17 +289,21 @@ def films(data) -> Davis:
 def eval_davis(
     bench, spec=None,            # reads films itself: `spec` is not used
     short_side: int = 480, multiple: int = 64, context: int = 7, radius: int = 12, topk: int = 5, temperature: float = .1,
-    layer="last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
+    layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
     official: bool = False,      # with the habits of DINO's script, and 8-bit edges of the quarters
     save: str | None = None,     # folder for the masks, in the DAVIS layout
 ) -> list[tuple]:
     "Video object segmentation by label propagation [DAVIS-2017, DINO]: J&F, J and F with recall and decay over all objects, in percent."
     o = Propagation(short_side, multiple, context, radius, topk, temperature, layer, norm, kind, **(HABITS if official else dict(positions=positions)))
     data, rows = films(bench.data("test")), []
+    dense_blocks(bench.vit, layer, kind, o.positions)
     for files in data.frames:
         with Image.open(files[0]) as image: frame_size(*image.size, o, bench.vit.patch_embed.patch_size[0])
     palettes = [read_palette(files[0]) for files in data.masks] if save else []
-    for i in tqdm(range(len(data)), unit=" films", leave=False, **({} if bench.options["progress"] else {"disable": True})):
+    if save: make_folder(save, "save")
+    if not any((read_labels(files[0]) % 255).any() for files in data.masks): mean_scores([])   # raises
+    bench.begin()
+    for i in track(range(len(data)), "films", "films", bench.options["progress"]):
         film = data[i]
         found = propagate(bench.vit, film["frames"], film["mask"], o, bench.device, bench.options["progress"])
         if save: write_masks(Path(save) / film["name"], [f.stem for f in data.masks[i]], found, palettes[i])
