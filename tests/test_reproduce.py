@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["study.recipes=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
-         "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
-         "recipes.mae.epochs=24", "recipes.mae.batch_size=32", "recipes.mae.save_every=1", "recipes.mae.optimiser.warmup_epochs=2"]
+SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.judged=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
+         *(f"~study.suite.{name}" for name in ("lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg", "davis")),
+         "study.suite.similarity.size=32", "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
+         "recipes.mae.epochs=24", "recipes.mae.batch_size=32", "recipes.mae.save_every=1", "recipes.mae.optimiser.warmup_epochs=2",
+         "recipes.mae_ct_head.epochs=1", "recipes.mae_ct.epochs=1", "~sweeps.lambda", "sweeps.target.shared.epochs=1", "sweeps.target.shared.optimiser.warmup_epochs=0",
+         "sweeps.target.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: mse}}]"]
 WEIGHTS = "outputs/pretrain/mae-s0/encoder.safetensors"
 
 
@@ -57,12 +60,14 @@ def clone(tmp_path_factory):
 
 
 def test_the_whole_study_runs(clone):
-    assert clone.ran(clone.first) == {"prepare@scenes", "pretrain@mae-0", "baselines@pixels", "baselines@untrained", "evaluate@mae-0", "figures"}
+    assert clone.ran(clone.first) == {"prepare@scenes", "pretrain@mae-0", "mae_ct_head@0", "mae_ct@0", "baselines@pixels", "baselines@untrained",
+                                      "evaluate@mae-0", "ablate@target", "figures"}
     assert "step/s" in clone.first, "no progress of the training was shown"
     table = (clone.home / "outputs/figures/results.txt").read_text()
     assert "linear" in table.lower() and "untrained" in table.lower()
     executed = sorted(p.name for p in (clone.home / "outputs").glob("*/**/*.ipynb") if "local" not in p.parts)
-    assert executed == ["evaluate.ipynb"] * 3 + ["figures.ipynb", "prepare.ipynb", "pretrain.ipynb"]
+    assert executed == ["ablate.ipynb"] + ["evaluate.ipynb"] * 3 + ["figures.ipynb", "prepare.ipynb"] + ["pretrain.ipynb"] * 3
+    assert (clone.home / "outputs/figures/sweep-target.png").is_file()
     pretrain = json.loads((clone.home / "outputs/pretrain/mae-s0/pretrain.ipynb").read_text())
     assert sum("image/png" in o.get("data", {}) for c in pretrain["cells"] for o in c.get("outputs", [])) == 2
     record = json.loads((clone.home / "outputs/local/provenance/pretrain/mae-s0/pretrain.json").read_text())
@@ -122,10 +127,10 @@ def test_only_what_changed_is_out_of_date(clone):
     params = clone.home / "params.yaml"
     before = params.read_text()
     try:
-        params.write_text(before + "  another:\n    method: mae\n")
+        params.write_text(before.replace("\nrecipes:\n", "\nrecipes:\n  another:\n    method: mae\n"))
         assert "up to date" in clone("dvc", "status"), "a recipe that is not in the study changed something"
         params.write_text(before.replace("epochs: 24", "epochs: 1").replace("warmup_epochs: 2", "warmup_epochs: 1"))
-        assert changed_stages(clone) == {"pretrain@mae-0"}
+        assert changed_stages(clone) == {"pretrain@mae-0", "mae_ct_head@0", "mae_ct@0"}   # the latter two start from it
         assert clone.ran(clone("dvc", "repro", "evaluate@mae-0", "baselines@pixels")) == {"pretrain@mae-0", "evaluate@mae-0"}
     finally: params.write_text(before)
 
