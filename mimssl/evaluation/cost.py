@@ -61,6 +61,7 @@ def costs(names=None, sizes: dict | None = None, device="auto", progress: bool =
         if name not in GROWTHS: raise BadInput(f"there is no cost measurement '{name}'; use {', '.join(GROWTHS)}.")
     todo, lines = [(n, s) for n in names for s in (sizes or {}).get(n, GROWTHS[n].sizes)], []
     for name, size in track(todo, "costs", "sizes", progress):
+        work = None          # else the input of the size before would still be held
         gc.collect()
         forget_peak(device)
         work, start = GROWTHS[name].work(size, device=device), time.perf_counter()
