@@ -28,7 +28,7 @@ help: ## this list
 	@echo "make <target>, in a folder with Python 3.11 or newer on the path:"
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-13s %s\n", $$1, $$2}'
 	@echo "variables:"
-	@echo "  PROFILE=smoke|laptop|bench|paper  compose params.yaml from conf/ before reproducing (without it: params.yaml as it is)"
+	@echo "  PROFILE=smoke|claims|laptop|bench|paper  compose params.yaml from conf/ before reproducing (without it: params.yaml as it is)"
 	@echo "  SET=\"recipes.mae.epochs=20\"  other values than those of PROFILE"
 	@echo "  DATA=<folder>                real data sets, one folder each (MIMSSL_DATA; or settings.ini)"
 	@echo "  TORCH_INDEX=<address>        take torch from this package index, e.g. PyTorch's index of CPU builds"

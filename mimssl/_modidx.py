@@ -1500,6 +1500,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mimssl.report.results.bench_lines': ('report/results.html#bench_lines', 'mimssl/report/results.py'),
                                        'mimssl.report.results.by_option': ('report/results.html#by_option', 'mimssl/report/results.py'),
                                        'mimssl.report.results.last_values': ('report/results.html#last_values', 'mimssl/report/results.py'),
+                                       'mimssl.report.results.one_protocol': ( 'report/results.html#one_protocol',
+                                                                               'mimssl/report/results.py'),
                                        'mimssl.report.results.read_found': ('report/results.html#read_found', 'mimssl/report/results.py'),
                                        'mimssl.report.results.read_study': ('report/results.html#read_study', 'mimssl/report/results.py'),
                                        'mimssl.report.results.recipe_table': ( 'report/results.html#recipe_table',

@@ -6,6 +6,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PROFILES = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/profile").glob("*.yaml"))]
 STAGES = {name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()}
 
 
@@ -52,10 +53,10 @@ def method_file(recipe: str) -> Path:
 
 
 def recipes_of(stage: str) -> list[str]:
-    "The recipes that a stage trains: those of the study or of the sweeps, or the one that its command names."
+    "The recipes that a stage trains: those of the study or of the sweeps of all profiles, or the one that its command names."
     words = STAGES[stage]["cmd"].split()
     given = {words[i + 1]: words[i + 2] for i, w in enumerate(words) if w == "-p"}
-    if "sweep" in given: return sorted({PARAMS["sweeps"][s]["recipe"] for s in PARAMS["sweeps"]})
+    if "sweep" in given: return sorted({sweep["recipe"] for profile in PROFILES for sweep in (profile.get("sweeps") or {}).values() if "recipe" in sweep})
     recipe = given.get("recipe")
     return PARAMS["study"]["recipes"] if recipe == "${item.recipe}" else [recipe] if recipe else []
 

@@ -46,8 +46,9 @@ def differing(
     "Keys among the data set and the protocol's options whose value is not the same in all lines that have it."
     keys = ["dataset", *dict.fromkeys(k for line in lines for k in line["protocol"] if not k.startswith("chosen_"))]
     def differs(key):
-        by_method = [{json.dumps(value_of(line, key), sort_keys=True) for line in found} for found in group(lines, "method").values()]
-        return any(len(values) > 1 for values in by_method) or len(set().union(*by_method) - {"null"}) > 1
+        by_method = {m: {json.dumps(value_of(line, key), sort_keys=True) for line in found} for (m,), found in group(lines, "method").items()}
+        between = [values for m, values in by_method.items() if m != "pixels" or key == "dataset"]
+        return any(len(values) > 1 for values in by_method.values()) or len(set().union(*between) - {"null"}) > 1
     return [k for k in keys if k not in besides and differs(k)]
 
 # %% ../../nbs/report/groups.ipynb #990f5a6c
