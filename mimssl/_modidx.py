@@ -1163,6 +1163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mimssl/methods/method.py'),
                                        'mimssl.methods.method.Method.views': ( 'methods/method.html#method.views',
                                                                                'mimssl/methods/method.py'),
+                                       'mimssl.methods.method.check_options': ( 'methods/method.html#check_options',
+                                                                                'mimssl/methods/method.py'),
                                        'mimssl.methods.method.closest': ('methods/method.html#closest', 'mimssl/methods/method.py'),
                                        'mimssl.methods.method.layer_lr_scale': ( 'methods/method.html#layer_lr_scale',
                                                                                  'mimssl/methods/method.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'At', 'Method', 'layer_lr_scale', 'official_name', 'to_official', 'load_official', 'closest',
-           'make_options', 'make_method']
+           'make_options', 'check_options', 'make_method']
 
 # %% ../../nbs/methods/method.ipynb #ca03b625
 import difflib, importlib, torch
@@ -108,6 +108,26 @@ def make_options(cls, options: dict, owner: str):
     for name in options:
         if name not in known: raise BadInput(f"{owner} has no option '{name}'{closest(name, known)}; it knows {', '.join(known)}.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+# %% ../../nbs/methods/method.ipynb #cb2ad4ea
+def check_options(
+    o,                                            # a dataclass of options
+    positive: tuple[str, ...] = (),               # names of values above 0
+    share: tuple[str, ...] = (),                  # names of values in [0, 1]
+    least: dict[str, float] | None = None,        # name -> smallest value
+    choices: dict[str, tuple] | None = None,      # name -> known values
+):
+    "Raises `BadInput` for the first value that is out of its range; None passes."
+    def refuse(name, remedy): raise BadInput(f"{name} is {getattr(o, name)!r}; {remedy}.")
+    given = lambda names: [name for name in names if getattr(o, name) is not None]
+    for name in given(choices or {}):
+        if getattr(o, name) not in choices[name]: refuse(name, f"use {' or '.join(map(str, choices[name]))}")
+    for name in given(positive):
+        if not getattr(o, name) > 0: refuse(name, "give a number above 0")
+    for name in given(share):
+        if not 0 <= getattr(o, name) <= 1: refuse(name, "give a number from 0 to 1")
+    for name in given(least or {}):
+        if not getattr(o, name) >= least[name]: refuse(name, f"give {least[name]} or more")
 
 # %% ../../nbs/methods/method.ipynb #08dfe1ce
 def make_method(name: str, encoder: EncoderConfig, options: dict | None = None) -> Method:

@@ -78,15 +78,16 @@ def sweep_figure(lines: list[dict], epochs: list[dict], title: str = "", monitor
     labels = list(dict.fromkeys(line["run"].rsplit("-s", 1)[0] for line in lines))
     colours = dict(zip(labels, plt.cm.cividis(np.linspace(0, .85, len(labels)))))
     evaluation, metric = scores_to_draw(lines)[0]
+    drawn, note = one_protocol(select(lines, evaluation=evaluation, metric=metric))
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, .9 + .24 * max(4, len(labels))), width_ratios=(1, 1.2))
-    scores = {label: [line["value"] for line in lines if line["run"].rsplit("-s", 1)[0] == label and (line["evaluation"], line["metric"]) == (evaluation, metric)] for label in labels}
+    scores = {label: [line["value"] for line in drawn if line["run"].rsplit("-s", 1)[0] == label] for label in labels}
     digits = decimals(v for values in scores.values() for v in values)
     for y, (label, values) in enumerate(scores.items()):
         left.barh(y, summarise(values).mean, height=.62, color=colours[label])
         if len(values) > 1: left.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white", mec="#222222", mew=.6)
         left.annotate(summarise(values).show(digits), (1.02, y), xycoords=left.get_yaxis_transform(), va="center", fontsize=6.5, annotation_clip=False)
     left.set_yticks(range(len(labels)), labels)
-    left.set(xlabel=score_name(evaluation, metric), ylim=(len(labels) - .4, -.6))
+    left.set(xlabel=score_name(evaluation, metric) + (f", {note}" if note else ""), ylim=(len(labels) - .4, -.6))
     left.tick_params(axis="y", length=0); left.grid(axis="y", visible=False); left.grid(axis="x")
     left.set_title(title, loc="left")
     for (run,), found in group([e for e in epochs if monitor in e], "run").items():
