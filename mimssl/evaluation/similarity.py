@@ -42,11 +42,12 @@ def dprime(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return 0. if a.mean() == b.mean() else float((a.mean() - b.mean()) / np.sqrt((a.var() + b.var()) / 2))
 
-def mean_histogram(values: list[np.ndarray], bins: int = 100) -> np.ndarray:
-    "The mean of the objects' histograms on [-1, 1], each of sum 1: (bins,) float64. Objects without values do not count."
-    values = [v for v in values if len(v)]
-    weights = np.repeat([1 / (len(v) * len(values)) for v in values], [len(v) for v in values])
-    return np.histogram(np.concatenate(values).astype(np.float64), bins, (-1, 1), weights=weights)[0]
+def mean_histogram(values, bins: int = 100) -> np.ndarray:
+    "The mean of the objects' histograms on [-1, 1], each of sum 1: (bins,) float64; `values`: a stream of arrays. Objects without values do not count."
+    total, objects = np.zeros(bins), 0
+    for v in values:
+        if len(v): total, objects = total + np.histogram(v.astype(np.float64), bins, (-1, 1))[0] / len(v), objects + 1
+    return total / objects
 
 def overlap(p: np.ndarray, q: np.ndarray) -> float: return float(np.minimum(p, q).sum())
 
@@ -81,11 +82,12 @@ class Similarities:
 
     def scores(self, bins: int = 100) -> dict[str, float]:
         "auroc, dprime, overlap, mean and standard deviation of both, and the mean variance. Raises `BadInput` where there are no pairs."
-        a, b = (np.concatenate([np.empty(0), *values]) for values in (self.intra, self.inter))
+        a, b = (np.concatenate([np.empty(0, np.float32), *values]) for values in (self.intra, self.inter))
         if not len(a) or not len(b):
             raise BadInput("no image has two objects with tokens of their own; use larger images (option size) or another data set.")
-        return dict(auroc=auroc(a, b), dprime=dprime(a, b), overlap=overlap(*self.histograms(bins)), intra_mean=float(a.mean()),
-                    intra_std=float(a.std()), inter_mean=float(b.mean()), inter_std=float(b.std()), variance=float(np.nanmean(self.variance)))
+        mean, std = (lambda x: float(x.mean(dtype=np.float64))), (lambda x: float(x.std(dtype=np.float64)))
+        return dict(auroc=auroc(a, b), dprime=dprime(a, b), overlap=overlap(*self.histograms(bins)), intra_mean=mean(a),
+                    intra_std=std(a), inter_mean=mean(b), inter_std=std(b), variance=float(np.nanmean(self.variance)))
 
 def object_similarities(tokens: torch.Tensor, found: dict, centre: bool = False, limit: int = 1000, seed: int = 0) -> list[tuple]:
     "(intra, inter, variance, category) of each object of an image that owns a token; `tokens` (h, w, D), `found` from `owned_tokens`."

@@ -59,12 +59,13 @@ def threshold_curves(lines: list[dict]):
 
 # %% ../../nbs/report/objects.ipynb #094ab201
 def threshold_table(lines: list[dict]) -> Table:
-    "For each method and form of the tokens: best threshold and mIoU over all thresholds, and within `SCAN`; chosen on the test images, as the paper does."
+    """For each method and form of the tokens: best threshold and mIoU over all thresholds, and within `SCAN`; chosen on the test images, as the paper does.
+    An optimum at the last threshold is marked with ≥: the true one may lie beyond."""
     table = Table(["method", "tokens", "best T", "mIoU (%)", f"best T in\n{SCAN[0]:g} to {SCAN[1]:g}", "mIoU (%)"], [], left=(0, 1))
     for (method, note, centre), (T, miou) in prompt_curves(lines).items():
         inside = (T >= SCAN[0]) & (T <= SCAN[1])
         best, near = miou.argmax(), np.where(inside, miou, -1).argmax()
-        cells = [label_of(method, note), "centred" if centre else "as they are", f"{T[best]:.2f}", f"{miou[best]:.1f}", f"{T[near]:.2f}", f"{miou[near]:.1f}"]
+        cells = [label_of(method, note), "centred" if centre else "as they are", ("≥ " if best == len(T) - 1 else "") + f"{T[best]:.2f}", f"{miou[best]:.1f}", f"{T[near]:.2f}", f"{miou[near]:.1f}"]
         table.rows.append([*map(Cell, cells)])
     return table
 
