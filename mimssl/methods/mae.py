@@ -10,7 +10,7 @@ import torch
 from dataclasses import dataclass
 from ..data.settings import BadInput
 from ..data.views import mae_view
-from .method import Method, make_options
+from .method import Method, check_options, make_options
 from ..parts.decoders import MAEDecoder
 from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, init_xavier, patchify, unpatchify
 from ..parts.losses import patch_mse, standardise_patches
@@ -27,6 +27,8 @@ class MAEOptions:
     decoder_heads: int = 16
     crop_scale: tuple = (.2, 1.)  # area of the random crop, as a share of the image
     num_views: int = 1            # crops of one image in a batch, masked independently (MAE-CT's own MAE uses 2)
+
+    def __post_init__(self): check_options(self, least={"num_views": 1})
 
 # %% ../../nbs/methods/mae.ipynb #4c8ba57c
 class MAE(Method):
@@ -56,7 +58,7 @@ class MAE(Method):
     def forward(self, batch, draws, at) -> dict:
         V, B = batch["global"].shape[:2]
         noise = draws.rand("mask", B, V, self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)   # (V*B, L)
-        prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
+        with draws.scope("drop_path"): prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
         return {"loss": patch_mse(prediction, standardise_patches(target) if self.options.norm_pix else target)}
 
 # %% ../../nbs/methods/mae.ipynb #06a377e8
