@@ -14,7 +14,7 @@ from torch import nn
 from ..data.settings import BadInput
 from ..data.views import byol_views, crop_flip_views
 from .mae import MAE, MAEOptions
-from .method import Method, layer_lr_scale, make_options
+from .method import Method, check_options, layer_lr_scale, make_options
 from ..parts.distributed import gather, mean_over_processes, rank
 from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, init_xavier, patchify
 from ..parts.heads import projection_mlp
@@ -36,7 +36,7 @@ class Queue(nn.Module):
     def neighbours(self, z: torch.Tensor, ids: torch.Tensor, k: int, dice: torch.Tensor | None = None) -> torch.Tensor:
         "Slots (B,) of one of the `k` most similar entries of other images, the `dice`-th (B,) (0 = best; no dice: the best)."
         similarity = (z @ self.queue.T).masked_fill(self.queue_id == ids[:, None], -1.)        # (B, Q)
-        best = similarity.topk(max(1, k), dim=1).indices
+        best = similarity.topk(k, dim=1).indices
         return best[:, 0] if dice is None else best.gather(1, dice[:, None])[:, 0]
 
     @torch.no_grad()
@@ -59,6 +59,10 @@ class HeadOptions:
     temperature: float = .15
     topk: int = 1                  # the neighbour is one of the topk best, at random
     target_momentum: float | None = None   # of the averaged projector that makes the queries; None: the projector itself
+
+    def __post_init__(self):
+        check_options(self, positive=("temperature",), share=("target_momentum",), least=dict(projector_dim=1, predictor_dim=1, output_dim=1, queue_size=1))
+        if not 1 <= self.topk <= self.queue_size: raise BadInput(f"topk is {self.topk}; give 1 up to the queue_size of {self.queue_size}.")
 
 class NNCLRHead(Queue):
     "Projector, predictor and queue on pooled tokens (B, D)."
@@ -101,7 +105,7 @@ class SimSiamHead(nn.Module):
 
     def forward(self, views, ids, labels, dice) -> dict:
         z = [self.projector(x) for x in views]
-        cos = [F.cosine_similarity(self.predictor(a), b.detach(), dim=1).mean() for a, b in (z, z[::-1])]
+        cos = [F.cosine_similarity(self.predictor(a).float(), b.detach().float(), dim=1).mean() for a, b in (z, z[::-1])]
         return {"loss": -sum(cos) / 2}
 
 class BarlowHead(nn.Module):
@@ -111,8 +115,8 @@ class BarlowHead(nn.Module):
         self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim, last="plain_bn")
 
     def forward(self, views, ids, labels, dice) -> dict:
-        a, b = (self.projector(x) for x in views)
-        C = mean_over_processes(a.T @ b / len(a))                                              # (output_dim, output_dim)
+        a, b = (self.projector(x).float() for x in views)
+        with torch.autocast(a.device.type, enabled=False): C = mean_over_processes(a.T @ b / len(a))   # (output_dim, output_dim)
         on, off = (1 - C.diagonal()).square().sum(), C.square().sum() - C.diagonal().square().sum()
         return {"loss": on + .0051 * off}
 
@@ -121,7 +125,9 @@ HEADS = {"nnclr": NNCLRHead, "simsiam": SimSiamHead, "barlow_twins": BarlowHead}
 # %% ../../nbs/methods/mae_ct.ipynb #92e980eb
 @dataclass(frozen=True)
 class MAECTOptions(HeadOptions):
-    "What a recipe may choose; the defaults are ViT-B/16's."
+    "What a recipe may choose; the defaults are ViT-B/16's without further augmentation, in either stage."
+    topk: int | None = None        # None: 1 in stage 2, 20 in stage 3
+    target_momentum: float | None = None   # None: no averaged projector in stage 2, .99 in stage 3
     stage: str = "head"            # 'head' (stage 2) or 'tune' (stage 3)
     head: str = "nnclr"            # or 'simsiam', 'barlow_twins'
     augmentation: str = "crop"     # 'crop' (crop and flip) or 'full' (MAE-CT_aug)
@@ -132,9 +138,12 @@ class MAECTOptions(HeadOptions):
     encoder_momentum: float = .9999    # of the averaged encoder, the result
 
     def __post_init__(self):
-        for name, known in dict(stage=("head", "tune"), head=tuple(HEADS), augmentation=("crop", "full"), pooling=("mean", "cls")).items():
-            if getattr(self, name) not in known: raise BadInput(f"mae_ct: {name} is '{getattr(self, name)}'; use one of {', '.join(known)}.")
-        if not 1 <= self.topk <= self.queue_size: raise BadInput(f"mae_ct: topk is {self.topk}; give 1 up to the queue_size of {self.queue_size}.")
+        tune = self.stage == "tune"
+        for name, default in dict(topk=20 if tune else 1, target_momentum=.99 if tune else None).items():
+            if getattr(self, name) is None: object.__setattr__(self, name, default)
+        check_options(self, positive=("layer_decay",), share=("encoder_momentum",), least={"frozen_blocks": 0},
+                      choices=dict(stage=("head", "tune"), head=tuple(HEADS), augmentation=("crop", "full"), pooling=("mean", "cls")))
+        super().__post_init__()
 
 # %% ../../nbs/methods/mae_ct.ipynb #113e1ac2
 def pool(tokens: torch.Tensor, how: str) -> torch.Tensor:
@@ -156,6 +165,7 @@ class MAECT(Method):
         super().__init__()
         self.options = o = make_options(MAECTOptions, options, "mae_ct")
         self.image_size, self.depth = encoder.image_size, encoder.depth
+        if (o.frozen_blocks or 0) > self.depth: raise BadInput(f"frozen_blocks is {o.frozen_blocks}, but the encoder has {self.depth} blocks; give at most that many.")
         self.encoder = init_xavier(build_encoder(encoder))
         self.head = HEADS[o.head](encoder.embed_dim, o)
         if o.stage == "tune": self.ema_encoder = copy_as_teacher(self.encoder)
@@ -177,7 +187,7 @@ class MAECT(Method):
         if hasattr(self.head, "target_projector"): self.head.target_projector.load_state_dict(self.head.projector.state_dict())
 
     def forward(self, batch, draws, at) -> dict:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune"):
+        with draws.scope("drop_path"), torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune"):
             tokens = encode(self.encoder, batch["global"].flatten(0, 1))                       # (2*B, 1+L, D)
         return head_loss(self.head, pool(tokens, self.options.pooling), batch, draws)
 
@@ -200,6 +210,11 @@ class MAENNCLROptions(HeadOptions, MAEOptions):
     loss_weight: float = 1.        # lambda
     detach: bool = False           # no gradient from the head to the encoder
 
+    def __post_init__(self):
+        HeadOptions.__post_init__(self); MAEOptions.__post_init__(self)
+        check_options(self, least={"loss_weight": 0}, choices={"pooling": ("mean", "cls")})
+        if self.num_views != 2: raise BadInput(f"mae_nnclr: num_views is {self.num_views}, but NNCLR compares two views of an image; give 2.")
+
 class MAENNCLR(MAE):
     "MAE and NNCLR trained together (2304.10520, the combined baseline)."
     Options = MAENNCLROptions
@@ -212,7 +227,7 @@ class MAENNCLR(MAE):
         o, images = self.options, batch["global"].flatten(0, 1)                                # (2*B, 3, S, S)
         noise = draws.rand("mask", len(batch["index"]), 2, self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
         keep, hidden = random_masking(noise, o.mask_ratio)
-        tokens = encode(self.encoder, images, keep)
+        with draws.scope("drop_path"): tokens = encode(self.encoder, images, keep)
         target = gather_tokens(patchify(images, self.patch_size), hidden)
         mae = patch_mse(self.decoder(tokens, keep, hidden), standardise_patches(target) if o.norm_pix else target)
         out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch, draws)
