@@ -38,7 +38,7 @@ def token_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     "Rows and columns of the smallest rectangle with all of a mask (H, W); empty slices for an empty mask."
     rows = mask.any(1).nonzero()[0]
-    if not len(rows): return slice(0), slice(0)
+    if not len(rows): return slice(0, 0), slice(0, 0)
     columns = mask[rows[0]:rows[-1] + 1].any(0).nonzero()[0]
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
@@ -100,13 +100,13 @@ def connected(similarity: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 PROMPTS = ("distance", "random", "centre", "average")
 
 def deepest_by_squares(mask: np.ndarray, side: int = 27) -> tuple[int, int]:
-    "Row and column of the pixel of a mask (H, W) that is farthest from the pixels outside, the first in raster order; `side`: a power of 3."
+    "Row and column of the pixel of a mask (H, W) that is farthest from its border, the first in raster order. Last row and column are outside; `side`: a power of 3."
     rim = np.zeros_like(mask)
     for r, m in ((rim, mask), (rim.T, mask.T)): r[1:] |= m[:-1]; r[:-1] |= m[1:]
-    tree, inside = KDTree(np.argwhere(rim & ~mask)), np.pad(mask, (0, side))
+    tree, last = KDTree(np.argwhere(rim & ~mask), compact_nodes=False, balanced_tree=False), np.subtract(mask.shape, 1)
     centres, ninths = np.argwhere(mask[::side, ::side] >= 0) * side + side // 2, np.mgrid[-1:2, -1:2].reshape(2, 9).T
     while True:                                                                    # centres (n, 2) of squares of this side
-        found, depth = inside[tuple(centres.T)], np.zeros(len(centres))
+        found, depth = mask[tuple(np.minimum(centres, last).T)], np.zeros(len(centres))
         depth[found] = tree.query(centres[found])[0]
         centres = centres[depth + side // 2 * 2 ** .5 >= depth.max() - 1e-9]
         if side == 1: return min(map(tuple, centres.tolist()))
@@ -116,7 +116,8 @@ def deepest_by_squares(mask: np.ndarray, side: int = 27) -> tuple[int, int]:
 def deepest_pixel(mask: np.ndarray) -> int:
     "The pixel, in raster order, of a mask (H, W) that is farthest from its border."
     rows, columns = bounding_box(mask)
-    inner = np.pad(mask[rows, columns], 1)   # no pixel outside the box is nearer than this frame
+    inner = np.zeros((rows.stop - rows.start + 2, columns.stop - columns.start + 2), bool)   # no pixel outside the box is nearer than this frame
+    inner[1:-1, 1:-1] = mask[rows, columns]
     y, x = deepest_by_squares(inner) if inner.size > 8000 else np.unravel_index(distance_transform_edt(inner).argmax(), inner.shape)
     return int((y - 1 + rows.start) * mask.shape[1] + x - 1 + columns.start)
 
