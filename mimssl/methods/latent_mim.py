@@ -15,8 +15,8 @@ from timm.layers.attention import Attention
 from torch import nn
 from ..data.settings import BadInput
 from ..data.views import mae_view
-from .method import Method, make_options
-from ..parts.decoders import fixed_positions, transformer_blocks
+from .method import Method, check_options, make_options
+from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import mean_over_processes
 from ..parts.encoder import (EncoderConfig, build_encoder, encode_patches, gather_tokens, init_xavier, patchify,
                                   sincos_table, split_positions)
@@ -94,9 +94,10 @@ def visual_cue(hidden_pos: torch.Tensor, visible_pos: torch.Tensor, visible: tor
 
 # %% ../../nbs/methods/latent_mim.ipynb #5527eb4e
 class LatentDecoder(nn.Module):
-    "Projected visible tokens -> predicted latents at hidden places. `kind`: 'cross' (the paper's) or 'self' (all tokens in one sequence)."
+    "Projected visible tokens -> predicted latents at hidden places. `kind`: 'cross' (the paper's) or 'self' (all tokens in one sequence). Raises `BadInput` as `check_decoder`."
     def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 3, num_heads: int = 16, kind: str = "cross", cue: bool = True):
         super().__init__()
+        check_decoder(dim, depth, num_heads)
         self.kind, self.cue = kind, cue
         self.embed = nn.Linear(in_dim, dim)
         self.cls_token, self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, dim))
@@ -164,9 +165,8 @@ class LatentMIMOptions:
     crop_scale: tuple = (.2, 1.)
 
     def __post_init__(self):
-        for name, known in dict(target=TARGETS, target_sees=("hidden", "all"), loss=LOSSES, decoder=DECODERS).items():
-            if getattr(self, name) not in known: raise BadInput(f"latent_mim: {name} is '{getattr(self, name)}'; use one of {', '.join(known)}.")
-        if self.gap < 0: raise BadInput(f"latent_mim: gap is {self.gap}; give a number of pixels, 0 or more.")
+        check_options(self, positive=("temperature",), share=("momentum", "similarity_start", "similarity_end"), least=dict(gap=0, similarity_weight=0, projector_dim=1, projector_depth=1),
+                      choices=dict(target=TARGETS, target_sees=("hidden", "all"), loss=LOSSES, decoder=DECODERS))
 
 # %% ../../nbs/methods/latent_mim.ipynb #67998e5a
 class LatentMIM(Method):
@@ -178,8 +178,9 @@ class LatentMIM(Method):
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(LatentMIMOptions, options, "latent_mim")
-        if not 1 <= o.num_visible < encoder.num_patches:
-            raise BadInput(f"latent_mim: num_visible is {o.num_visible} of {encoder.num_patches} patches; at least one must be visible and one hidden.")
+        fewest = 2 if o.loss == "patch_discrimination" else 1                         # one hidden patch alone has no spread and no rival
+        if not 1 <= o.num_visible <= encoder.num_patches - fewest:
+            raise BadInput(f"num_visible is {o.num_visible} of {encoder.num_patches} patches; the loss {o.loss} needs at least 1 visible and {fewest} hidden.")
         self.grid, self.patch_size = encoder.grid, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))
         spaced_positions(self.encoder.pos_embed)
@@ -222,8 +223,7 @@ class LatentMIM(Method):
         o, images = self.options, batch["global"][0]
         patches = self.cut(images, draws)
         keep, hidden = split_patches(draws.rand("mask", *patches.shape[:2]), o.num_visible)
-        t = self.targets(patches, keep, hidden)
-        z = self.latents(patches, keep)                                              # (B, 1+n, D)
+        with draws.scope("drop_path"): t, z = self.targets(patches, keep, hidden), self.latents(patches, keep)   # (B, M, D), (B, 1+n, D)
         u = self.decoder(z, keep, hidden)                                            # (B, M, D)
         if o.loss == "patch_discrimination": main = patch_discrimination(u, t, o.temperature)
         else: main = {"mse": F.mse_loss, "l1": F.l1_loss}[o.loss](u, standardise_patches(t))
