@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order', 'Requested', 'batches',
-           'collapse', 'monitor_images', 'GatheredBatchNorm', 'synchronise', 'Progress', 'TrainingStopped', 'NotFinite',
-           'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start', 'check_images', 'build_run', 'go',
-           'train', 'is_done', 'finish', 'write_times', 'stopped']
+           'collapse', 'monitor_images', 'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'Progress',
+           'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start',
+           'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'train', 'is_done', 'finish',
+           'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import json, math, os, resource, shutil, sys, time, torch, warnings
 import torch.nn.functional as F
 from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from pathlib import Path
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,9 +30,10 @@ from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, see
 from ..methods.method import At, Method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
-from ..parts.encoder import encode, save_encoder
+from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
+from ..parts.formats import load
 from .checkpoints import check_space, fit, load_state, read_weights, replacing, save_state, save_weights, state_bytes
-from .recipes import Optimiser, Recipe, lr_at, resolve, result_of, weight_decay_at
+from .recipes import Optimiser, Recipe, Weights, lr_at, resolve, result_of, weight_decay_at
 
 # %% ../../nbs/training/loop.ipynb #ddedd510
 def parameter_groups(method: Method, o: Optimiser) -> list[dict]:
@@ -149,6 +152,14 @@ def synchronise(method: nn.Module, device: torch.device) -> nn.Module:
         if type(m) is nn.BatchNorm1d: m.__class__ = GatheredBatchNorm
     return method
 
+# %% ../../nbs/training/loop.ipynb #a1e3221b
+def check_batch_norm(method: nn.Module, recipe: Recipe):
+    "Raises `BadInput` when a batch norm of `method` would see a single image."
+    name = next((n for n, m in method.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
+    if name and recipe.batch_size == recipe.accumulate:
+        raise BadInput(f"recipe '{recipe.name}': batch_size {recipe.batch_size} in {recipe.accumulate} micro-batches leaves one image, and the batch norm '{name}' of method "
+                       f"'{recipe.method}' needs two; raise batch_size or lower accumulate.")
+
 # %% ../../nbs/training/loop.ipynb #d231b2ae
 class Progress:
     "Steps done, loss, rate and time left: a bar on a terminal or in a notebook, else a line every `seconds`."
@@ -198,6 +209,7 @@ class Run:
         self.per_epoch = recipe.steps_per_epoch(len(dataset), world())
         self.total = recipe.epochs * self.per_epoch
         with seeded(seed, "weights"): self.method = make_method(recipe.method, recipe.encoder, recipe.options)
+        check_batch_norm(self.method, recipe)
         self.views = self.method.views()
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
@@ -216,7 +228,7 @@ class Run:
 
     def about(self) -> dict:
         "What this run's files hold."
-        return {"method": self.recipe.method, "encoder": result_of(self.recipe)["encoder"]}
+        return {"method": self.recipe.method, "encoder": asdict(self.recipe.encoder)}
 
     def state(self) -> dict:
         "Everything that the next step depends on, and the log."
@@ -294,8 +306,9 @@ def plot_log(log: list[dict]):
 
 # %% ../../nbs/training/loop.ipynb #a8777ab4
 def load_start(run: Run, folder: Path, init_dir: Path | None):
-    "Fill the method from the final state of the recipe's `init`. Raises `BadInput` when that is missing or of another recipe."
+    "Fill the method from the recipe's `init`: the final state of a recipe, or an encoder. Raises `BadInput` when that is missing, of another recipe or another architecture."
     init = run.recipe.init
+    if isinstance(init, Weights): return fill_encoders(run.method, starting_encoder(run.recipe))
     path = Path(init_dir or folder.parent / f"{init.name}-s{run.seed}") / "method.safetensors"
     how = f"run `python -m mimssl pretrain --recipe {init.name} --seed {run.seed}` first"
     if not path.is_file(): raise BadInput(f"recipe '{run.recipe.name}' starts from '{init.name}', but {path} does not exist; {how}.")
@@ -304,6 +317,22 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
         raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; {how}.")
     fit(run.method, tensors, run.about(), about, path, partial=True)
     if hasattr(run.method, "after_init"): run.method.after_init()   # for example an EMA that starts at these weights
+
+def starting_encoder(recipe: Recipe) -> VisionTransformer:
+    "The encoder that `init` names, at the recipe's image size. Raises `BadInput` naming what is different, when its architecture is another than the recipe's."
+    vit, size = load(recipe.init.source), recipe.encoder.image_size
+    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))   # without computing a table
+    found, wanted = architecture(vit), architecture(own)
+    differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k] and k != "img_size"]
+    differ = differ or [f"tensors that only one of them has, such as '{n}'" for n in sorted({*vit.state_dict()} ^ {*own.state_dict()})[:1]]
+    if differ: raise BadInput(f"recipe '{recipe.name}' starts from '{recipe.init.source}', an encoder of another architecture: {', '.join(differ)}; change the recipe's encoder, or its init.")
+    return vit if vit.patch_embed.img_size == (size, size) else resize_positions(vit, size)
+
+def fill_encoders(method: Method, vit: VisionTransformer):
+    "Give all encoders of `method`, the trained one and its averages, the weights of `vit`."
+    for module in method.modules():
+        if isinstance(module, VisionTransformer): module.load_state_dict(vit.state_dict())
+    method.after_init()
 
 def check_images(dataset, smallest: int, data: str):
     "Look at every image once for each data set and patch size. Raises `BadInput` that names the first unusable file."
@@ -349,6 +378,7 @@ def train(
     Raises `BadInput` before any long work, `TrainingStopped` when a loss or gradient is not finite."""
     recipe, out_dir = resolve(recipe), Path(out_dir)
     pick_device(settings().device)
+    if isinstance(recipe.init, Weights): starting_encoder(recipe)
     data = fingerprint(recipe.dataset, recipe.split)
     key = recipe.fingerprint(data, seed)
     if is_done(out_dir, key): return out_dir / "encoder.safetensors"
