@@ -112,7 +112,8 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
     if not isinstance(found, list):
         raise BadInput(f"{name}: results are a list of image_id, category_id, score and bbox or segmentation; write them so.")
     images, categories, copies = {r["id"]: r for r in truth["images"]}, {c["id"] for c in truth["categories"]}, []
-    shapes = [key for key in ("bbox", "segmentation") if found and isinstance(found[0], Mapping) and key in found[0]] or [FIELDS[kind]]
+    first = found[0] if found and isinstance(found[0], Mapping) else {}
+    shapes = [key for key in ("bbox", "segmentation") if first.get(key, []) != []] or [FIELDS[kind]]
     if kind == "segm": shapes = list(dict.fromkeys([*shapes, "segmentation"]))
     if kind == "bbox": shapes = shapes[:1]
     for i, r in enumerate(found):
