@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.settings import BadInput
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, to_normalised
-from .features import POSITIONS, FeatureSpec, pixel_stats
+from .features import POSITIONS, FeatureSpec, check_encoder, check_finite, pixel_stats
 from ..parts.encoder import embed_patches, patch_positions, patchify, prefix_tokens
 
 # %% ../../nbs/evaluation/dense.ipynb #3962bb73
@@ -38,7 +38,8 @@ def token_blocks(vit, images: torch.Tensor, positions: str = "bicubic"):
 
 # %% ../../nbs/evaluation/dense.ipynb #f371ead5
 def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicubic") -> list[int]:
-    "The numbers of the blocks that `patch_grid` reads. Raises `BadInput` for a layer, kind or positions that it does not know."
+    "The numbers of the blocks that `patch_grid` reads. Raises `BadInput` for an encoder, layer, kind or positions that it does not know."
+    check_encoder(vit)
     if kind not in ("tokens", "keys"): raise BadInput(f"kind is '{kind}'; dense features are tokens or keys.")
     if positions not in POSITIONS: raise BadInput(f"positions is '{positions}'; use {', '.join(POSITIONS)}.")
     return FeatureSpec(layer=layer).blocks(len(vit.blocks))
@@ -52,12 +53,12 @@ def patch_grid(
     positions: str = "bicubic",    # 'bicubic', 'bilinear', or 'dino' (bicubic by factor)
     kind: str = "tokens",          # 'tokens', or 'keys' of the attention of those blocks
 ) -> torch.Tensor:
-    "A vector for each patch: (B, h, w, D), or (B, h, w, n D) for n blocks."
+    "A vector for each patch: (B, h, w, D), or (B, h, w, n D) for n blocks. Raises `BadInput` unless all are finite."
     chosen, (B, _, H, W), p = dense_blocks(vit, layer, kind, positions), images.shape, vit.patch_embed.patch_size[0]
     entering = dict(enumerate(token_blocks(vit, images, positions)))           # what enters block i left block i - 1
     if kind == "keys": found = [attention_parts(vit.blocks[i], entering[i])[1].transpose(1, 2).flatten(2) for i in chosen]
     else: found = [vit.norm(entering[i + 1]) if norm else entering[i + 1] for i in chosen]
-    return torch.cat(found, 2)[:, vit.num_prefix_tokens:].unflatten(1, (H // p, W // p))
+    return check_finite(torch.cat(found, 2))[:, vit.num_prefix_tokens:].unflatten(1, (H // p, W // p))
 
 @torch.no_grad()
 def attention_parts(block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,10 +70,10 @@ def attention_parts(block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 # %% ../../nbs/evaluation/dense.ipynb #fd3a6b89
 @torch.no_grad()
 def last_attention(vit, images: torch.Tensor, positions: str = "bicubic") -> torch.Tensor:
-    "Attention of the last block from the class token to the patches, (B, heads, h, w): softmax over all tokens. Raises `BadInput` without a class token."
+    "Attention of the last block from the class token to the patches, (B, heads, h, w): softmax over all tokens. Raises `BadInput` without a class token, or unless all are finite."
     if not vit.has_class_token: raise BadInput("attention maps need a class token, and this encoder has none; choose another evaluation.")
     *_, enters, _ = token_blocks(vit, images, positions)
     q, k = attention_parts(vit.blocks[-1], enters)
     weights = (q[:, :, :1] @ k.transpose(2, 3) * vit.blocks[-1].attn.scale).softmax(-1)[:, :, 0, vit.num_prefix_tokens:]   # (B, heads, L)
     p = vit.patch_embed.patch_size[0]
-    return weights.unflatten(2, (images.shape[2] // p, images.shape[3] // p))
+    return check_finite(weights).unflatten(2, (images.shape[2] // p, images.shape[3] // p))
