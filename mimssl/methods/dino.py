@@ -14,7 +14,7 @@ from timm.layers import trunc_normal_
 from timm.models import VisionTransformer
 from ..data.settings import BadInput
 from ..data.views import multi_crop
-from .method import At, Method, make_options
+from .method import At, Method, check_options, make_options
 from ..parts.distributed import mean_over_processes
 from ..parts.encoder import EncoderConfig, build_encoder, embed_patches, patch_positions, patchify, prefix_tokens, run_blocks
 from ..parts.heads import DINOHead
@@ -89,7 +89,7 @@ class DINOLoss(nn.Module):
 # %% ../../nbs/methods/dino.ipynb #23fcdd1b
 @dataclass(frozen=True)
 class DINOOptions:
-    "What a recipe may choose."
+    "What a recipe may choose. Raises `BadInput` for a value out of its range."
     out_dim: int = 65536                     # prototypes K
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
@@ -109,10 +109,8 @@ class DINOOptions:
     local_scale: tuple = (.05, .4)
 
     def __post_init__(self):
-        for name in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature"):
-            if not getattr(self, name) > 0: raise BadInput(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for name in ("momentum", "centre_momentum"):
-            if not 0 <= getattr(self, name) <= 1: raise BadInput(f"{name} is {getattr(self, name)}; give a number in [0, 1].")
+        check_options(self, positive=("student_temperature", "warmup_teacher_temperature", "teacher_temperature"), share=("momentum", "centre_momentum"),
+                      least={"out_dim": 2, "hidden_dim": 1, "bottleneck_dim": 1, "head_layers": 1, "freeze_last_layer": 0, "warmup_teacher_epochs": 0, "local_crops": 0})
 
 # %% ../../nbs/methods/dino.ipynb #f26c8165
 def local_crop_size(encoder: EncoderConfig, size: int | None) -> int:
@@ -128,8 +126,9 @@ def mean_cosine(tokens: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(tokens.detach().float(), dim=-1).mean(1).square().sum(-1).mean()
 
 def mean_entropy(p: torch.Tensor) -> torch.Tensor:
-    "Mean entropy of distributions (..., K), in nats."
-    return torch.special.entr(p.detach()).sum(-1).mean()
+    "Mean entropy of distributions (..., K), in nats; 0 for none. Each process may have another number of them: the result is to be averaged over processes."
+    entropy = torch.special.entr(p.detach()).sum(-1)
+    return entropy.sum() / mean_over_processes(entropy.new_full((), entropy.numel())).clamp(min=1e-6)
 
 # %% ../../nbs/methods/dino.ipynb #3625f332
 class DINO(Method):

@@ -13,7 +13,7 @@ from timm.models import VisionTransformer
 from ..data.settings import BadInput
 from ..data.views import multi_crop
 from .dino import cross_crop_loss, encode_crops, epoch_number, init_dino, local_crop_size, mean_cosine, mean_entropy, move_centre, teacher_temperature
-from .method import At, Method, make_options
+from .method import At, Method, check_options, make_options
 from ..parts.blockwise import block_masks, mask_ratios
 from ..parts.encoder import EncoderConfig, build_encoder
 from ..parts.heads import IBOTHead
@@ -24,7 +24,7 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/ibot.ipynb #4880bb99
 @dataclass(frozen=True)
 class IBOTOptions:
-    "What a recipe may choose."
+    "What a recipe may choose. Raises `BadInput` for a value out of its range and for heads that do not fit."
     out_dim: int = 8192                            # words for class tokens
     patch_out_dim: int = 8192                      # words for patches; ignored by a shared head
     shared_head: bool = True                       # one last layer for class and patch tokens
@@ -55,12 +55,16 @@ class IBOTOptions:
     local_scale: tuple = (.05, .25)
 
     def __post_init__(self):
-        if self.mask_shape not in ("block", "random"): raise BadInput(f"mask_shape is '{self.mask_shape}'; use block or random.")
+        temperatures = [f"{when}teacher_{what}temperature" for when in ("warmup_", "") for what in ("", "patch_")]
+        check_options(self, positive=("student_temperature", *temperatures), share=("momentum", "centre_momentum", "patch_centre_momentum"), choices={"mask_shape": ("block", "random")},
+                      least=dict.fromkeys(("out_dim", "patch_out_dim"), 2) | dict.fromkeys(("hidden_dim", "bottleneck_dim", "head_layers"), 1)
+                            | dict.fromkeys(("cls_weight", "patch_weight", "freeze_last_layer", "warmup_teacher_epochs", "mask_start_epoch", "local_crops"), 0))
+        if not (self.cls_weight or self.patch_weight): raise BadInput("cls_weight and patch_weight are both 0; give at least one of them a number above 0.")
         if self.shared_head and not self.shared_head_teacher: raise BadInput("shared_head is true but shared_head_teacher is not: the teacher's second layer would have no student; set both.")
         if self.shared_head_teacher and not self.shared_head and self.patch_out_dim != self.out_dim:
             raise BadInput(f"shared_head_teacher needs patch_out_dim = out_dim, but they are {self.patch_out_dim} and {self.out_dim}; make them equal.")
-        for name in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature", "warmup_teacher_patch_temperature", "teacher_patch_temperature"):
-            if not getattr(self, name) > 0: raise BadInput(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for name in ("mask_ratio", "mask_ratio_spread"):
+            if not isinstance(x := getattr(self, name), (tuple, list)) or not x: raise BadInput(f"{name} is {x!r}; give a list of one or more shares, for example [0, 0.3].")
         mask_ratios(torch.zeros(1, 2), self.mask_ratio, self.mask_ratio_spread)         # refuses shares outside [0, 1]
 
 # %% ../../nbs/methods/ibot.ipynb #f8785573
@@ -157,7 +161,6 @@ class IBOT(Method):
         z = self.head.bottleneck(torch.cat([cls, hidden]))
         frozen = epoch < self.options.freeze_last_layer
         student_cls, student_hidden = self.head.last_layer(z[:len(cls)], frozen), self.head.last_layer2(z[len(cls):], frozen)
-        monitors = {"patch_similarity": mean_cosine(patches)}
-        if len(where): monitors["word_entropy"] = mean_entropy(((words.float() - self.loss.centre2[0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
+        entropy = mean_entropy(((words.float() - self.loss.centre2[0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
         out = self.loss.on_masked(student_cls, student_hidden, teacher_cls, words, mean, mask, epoch)
-        return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(), **monitors}
+        return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(), "patch_similarity": mean_cosine(patches), "word_entropy": entropy}

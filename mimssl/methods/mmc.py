@@ -17,7 +17,7 @@ from timm.layers import trunc_normal_
 from ..data.settings import BadInput
 from ..data.views import PilBlur, multi_crop, to_normalised
 from .dino import encode_crops, epoch_number, init_dino, local_crop_size, mean_cosine, mean_entropy, move_centre, teacher_temperature
-from .method import At, Method, make_options
+from .method import At, Method, check_options, make_options
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
 from ..parts.encoder import EncoderConfig, build_encoder, patchify, unpatchify
@@ -29,7 +29,7 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/mmc.ipynb #5912ab16
 @dataclass(frozen=True)
 class MMCOptions(CorruptionOptions):
-    "What a recipe may choose, beside the options of the corruption. A weight of 0 switches a term off: its head is neither built nor computed."
+    "What a recipe may choose, beside the options of the corruption. A weight of 0 switches a term off: its head is neither built nor computed. Raises `BadInput` for a value out of its range."
     align: int | None = None                # None: the patch size
     rec_weight: float = 1.                  # reconstruction of pixels
     pat_weight: float = 1.                  # patches, student against teacher
@@ -64,15 +64,13 @@ class MMCOptions(CorruptionOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, known in (("rec_average", ("pixels", "images")), ("pat_loss", ("distillation", "contrast")), ("cls_pairs", ("cross", "same")), ("augmentation", ("strong", "light"))):
-            if getattr(self, name) not in known: raise BadInput(f"{name} is '{getattr(self, name)}'; use {' or '.join(known)}.")
-        for name in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature", "pat_temperature", "cls_temperature"):
-            if not getattr(self, name) > 0: raise BadInput(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for name in ("momentum", "centre_momentum"):
-            if not 0 <= getattr(self, name) <= 1: raise BadInput(f"{name} is {getattr(self, name)}; give a number in [0, 1].")
+        temperatures = ("student_temperature", "warmup_teacher_temperature", "teacher_temperature", "pat_temperature", "cls_temperature")
+        check_options(self, positive=temperatures, share=("momentum", "centre_momentum"),
+                      least={"out_dim": 2} | dict.fromkeys(("hidden_dim", "bottleneck_dim", "head_layers", "cls_hidden_dim", "cls_out_dim"), 1)
+                            | dict.fromkeys(("rec_weight", "pat_weight", "cls_weight", "freeze_last_layer", "warmup_teacher_epochs", "local_crops"), 0),
+                      choices={"rec_average": ("pixels", "images"), "pat_loss": ("distillation", "contrast"), "cls_pairs": ("cross", "same"), "augmentation": ("strong", "light")})
         if not 0 <= self.pat_share < 1: raise BadInput(f"pat_share is {self.pat_share}; give a share in [0, 1).")
-        weights = (self.rec_weight, self.pat_weight, self.cls_weight)
-        if min(weights) < 0 or not any(weights): raise BadInput(f"the weights of the three losses are {weights}; give numbers from 0, not all of them 0.")
+        if not (self.rec_weight or self.pat_weight or self.cls_weight): raise BadInput("rec_weight, pat_weight and cls_weight are all 0; give at least one of them a number above 0.")
 
 # %% ../../nbs/methods/mmc.ipynb #922697e5
 def light_view(size: int, scale) -> v2.Compose:

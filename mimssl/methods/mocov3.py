@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from timm.models import VisionTransformer
-from ..data.settings import BadInput
 from ..data.views import byol_views
 from .dino import mean_cosine
-from .method import At, Method, make_options
+from .method import At, Method, check_options, make_options
 from ..parts.distributed import gather, rank
 from ..parts.encoder import EncoderConfig, build_encoder, encode, sincos_table
 from ..parts.heads import projection_mlp
@@ -48,7 +47,7 @@ def init_mocov3(vit: VisionTransformer, freeze_patch_embed: bool = True) -> Visi
 # %% ../../nbs/methods/mocov3.ipynb #191704da
 @dataclass(frozen=True)
 class MoCoV3Options:
-    "What a recipe may choose."
+    "What a recipe may choose. Raises `BadInput` for a value out of its range."
     hidden_dim: int = 4096             # of projector and predictor
     out_dim: int = 256
     temperature: float = .2
@@ -57,8 +56,7 @@ class MoCoV3Options:
     crop_scale: tuple = (.08, 1.)      # area of the crops, as a share of the image
 
     def __post_init__(self):
-        if not self.temperature > 0: raise BadInput(f"temperature is {self.temperature}; give a number above 0.")
-        if not 0 <= self.momentum <= 1: raise BadInput(f"momentum is {self.momentum}; give a number in [0, 1].")
+        check_options(self, positive=("temperature",), share=("momentum",), least={"hidden_dim": 1, "out_dim": 1})
 
 # %% ../../nbs/methods/mocov3.ipynb #c076cf44
 class MoCoV3(Method):
@@ -85,5 +83,5 @@ class MoCoV3(Method):
         with torch.no_grad():
             k1, k2 = (self.teacher["head"](cls) for cls in encode(self.teacher["encoder"], images)[:, 0].split(B))
         loss = contrastive_loss(q1, k2, self.options.temperature) + contrastive_loss(q2, k1, self.options.temperature)
-        found = (F.normalize(q1, dim=1) @ F.normalize(k2, dim=1).T).argmax(1) == torch.arange(B, device=images.device)
+        found = (F.normalize(q1, dim=1) @ F.normalize(gather(k2), dim=1).T).argmax(1) == rank() * B + torch.arange(B, device=images.device)
         return {"loss": loss, "found": found.float().mean(), "patch_similarity": mean_cosine(tokens[:, 1:])}
