@@ -70,10 +70,11 @@ def attention_parts(block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 # %% ../../nbs/evaluation/dense.ipynb #fd3a6b89
 @torch.no_grad()
 def last_attention(vit, images: torch.Tensor, positions: str = "bicubic") -> torch.Tensor:
-    "Attention of the last block from the class token to the patches, (B, heads, h, w): softmax over all tokens. Raises `BadInput` without a class token, or unless all are finite."
+    "Attention of the last block from the class token to the patches, (B, heads, h, w): softmax over all tokens. Raises `BadInput` without a class token, or unless all tokens are finite."
     if not vit.has_class_token: raise BadInput("attention maps need a class token, and this encoder has none; choose another evaluation.")
-    *_, enters, _ = token_blocks(vit, images, positions)
+    *_, enters, leaves = token_blocks(vit, images, positions)
+    check_finite(leaves)
     q, k = attention_parts(vit.blocks[-1], enters)
     weights = (q[:, :, :1] @ k.transpose(2, 3) * vit.blocks[-1].attn.scale).softmax(-1)[:, :, 0, vit.num_prefix_tokens:]   # (B, heads, L)
     p = vit.patch_embed.patch_size[0]
-    return check_finite(weights).unflatten(2, (images.shape[2] // p, images.shape[3] // p))
+    return weights.unflatten(2, (images.shape[2] // p, images.shape[3] // p))
