@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPS', 'OFFICIAL', 'MOCAOptions', 'mask_counts', 'complementary_masks', 'central_patches', 'Codebook', 'new_words',
-           'push', 'PrototypeGenerator', 'CondenserDecoder', 'encode_at', 'divergence', 'MOCA']
+           'push', 'WordNorm', 'PrototypeGenerator', 'CondenserDecoder', 'encode_at', 'divergence', 'MOCA']
 
 # %% ../../nbs/methods/moca.ipynb #178b82a7
 import torch
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import nn
 from ..data.settings import BadInput
 from ..data.views import byol_views
-from .method import Method, make_options
-from ..parts.decoders import fixed_positions, transformer_blocks
+from .method import Method, check_options, make_options
+from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.encoder import EncoderConfig, build_encoder, embed_patches, encode, gather_tokens, init_xavier, patchify, prefix_tokens, split_positions
 from ..parts.losses import soft_cross_entropy
@@ -25,7 +25,7 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/moca.ipynb #a6864aa4
 @dataclass(frozen=True)
 class MOCAOptions:
-    "What a recipe may choose. Raises `BadInput` for a word that is not known and for counts that do not fit."
+    "What a recipe may choose. Raises `BadInput` for a value out of its range and for counts that do not fit."
     mask_ratios: tuple = (.55, .75)          # share of patches hidden from the encoder, in each round
     decoder_mask_ratios: tuple = (.35, .55)  # share of patches the decoder leaves out, in each round
     img_weight: float = .5                   # lambda
@@ -48,12 +48,14 @@ class MOCAOptions:
     crop_scale: tuple = (.2, 1.)             # area of the random crops, as a share of the image
 
     def __post_init__(self):
-        for name, known in (("codebook", ("gathered", "released")), ("new_word", ("patch", "mean")), ("pooling", ("mean", "cls"))):
-            if getattr(self, name) not in known: raise BadInput(f"moca: {name} is '{getattr(self, name)}'; use {' or '.join(known)}.")
-        if self.num_new_words < 1 or self.num_words % self.num_new_words:
+        check_options(self, positive=("inv_delta", "kappa", "generator_ratio"), share=("momentum", "momentum_end"),
+                      least={"num_words": 2, "num_new_words": 1, "skip_offset": 0, "img_weight": 0, "loc_weight": 0},
+                      choices={"codebook": ("gathered", "released"), "new_word": ("patch", "mean"), "pooling": ("mean", "cls")})
+        if self.num_words % self.num_new_words:
             raise BadInput(f"moca: num_words {self.num_words} is not a multiple of num_new_words {self.num_new_words}; change one of them.")
-        if not len(self.mask_ratios) == len(self.decoder_mask_ratios) in (1, 2):
-            raise BadInput("moca: mask_ratios and decoder_mask_ratios need one entry per round, for one or two rounds.")
+        if not (self.img_weight or self.loc_weight): raise BadInput("moca: img_weight and loc_weight are both 0; give at least one of them a number above 0.")
+        rounds = [len(r) if isinstance(r, (tuple, list)) else 0 for r in (self.mask_ratios, self.decoder_mask_ratios)]
+        if rounds not in ([1, 1], [2, 2]): raise BadInput("moca: mask_ratios and decoder_mask_ratios need a list with one entry per round, for one or two rounds.")
 
 # %% ../../nbs/methods/moca.ipynb #6fd360f3
 def mask_counts(L: int, mask_ratios: tuple, decoder_mask_ratios: tuple) -> list[tuple[int, int]]:
@@ -139,14 +141,21 @@ def push(book: Codebook, words: torch.Tensor) -> None:
     book.delayed_spread.copy_(book.spread)
 
 # %% ../../nbs/methods/moca.ipynb #309a6db6
+class WordNorm(nn.modules.batchnorm._NormBase):
+    "BatchNorm over the code words, (K, D) -> (K, D). Not a `BatchNorm1d`, so that synchronisation over processes passes it by: all of them hold the same words."
+    def forward(self, x):
+        if self.training: self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
 class PrototypeGenerator(nn.Module):
-    "Code words (K, D) -> unit-norm weight vectors (K, out_dim) of a classifier over words."
+    "Code words (K, D) -> unit-norm weight vectors (K, out_dim) of a classifier over words. Raises `BadInput` for a `ratio` that leaves no hidden unit."
     def __init__(self, dim: int, out_dim: int, ratio: float = 2., kappa: float = 3.):
         super().__init__()
         hidden = int(dim * ratio)
+        if hidden < 1: raise BadInput(f"moca: generator_ratio {ratio} leaves no hidden unit for words of length {dim}; raise it.")
         self.register_buffer("scale", torch.full((1,), float(kappa)))
         self.fc1 = nn.Linear(dim, hidden, bias=False)
-        self.bn = nn.BatchNorm1d(hidden)
+        self.bn = WordNorm(hidden)
         self.fc2 = nn.Linear(hidden, out_dim)
         self.skip = nn.Identity() if dim == out_dim else nn.Linear(dim, out_dim)
 
@@ -160,9 +169,10 @@ class PrototypeGenerator(nn.Module):
 
 # %% ../../nbs/methods/moca.ipynb #6281a2ce
 class CondenserDecoder(nn.Module):
-    "Image feature and early visible patches -> features of all decoded patches."
+    "Image feature and early visible patches -> features of all decoded patches. Raises `BadInput` for sizes of which no decoder can be built."
     def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 2, num_heads: int = 16, mlp_ratio: float = 4.):
         super().__init__()
+        check_decoder(dim, depth, num_heads)
         self.early_norm = nn.LayerNorm(in_dim, eps=1e-6)
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -262,4 +272,4 @@ class MOCA(Method):
                 loc.append(divergence(gather_tokens(codes, decoded), self.token_prototypes.logits(z, token_prototypes), entropy.gather(1, decoded)))
         img, loc = 2 * torch.stack(img).mean(), 2 * torch.stack(loc).mean() if loc else codes.new_zeros(())
         return {"loss": o.img_weight * img + o.loc_weight * loc, "img": img.detach(), "loc": loc.detach(), "temperature": self.codebook.temperature[0],
-                "patch_perplexity": entropy.mean().exp(), "used_words": torch.special.entr(other.mean(0)).sum().exp()}
+                "patch_perplexity": mean_over_processes(entropy.mean()).exp(), "used_words": torch.special.entr(mean_over_processes(other.mean(0))).sum().exp()}
