@@ -1,7 +1,9 @@
-"The command compare: two sides of metric lines, their spread over seeds, and the outcomes of single images."
-import json, subprocess, sys
+"The commands compare and report: sides of metric lines, their spread over seeds, outcomes of single images, tables with published numbers."
+import json, os, subprocess, sys
+from pathlib import Path
 import numpy as np
 import pytest
+import yaml
 from mimssl.cli import main
 from mimssl.data.lines import append_lines, metric_line, write_lines
 from mimssl.data.outcomes import read_outcomes, write_outcomes
@@ -18,23 +20,27 @@ def line(run, value, metric="top1", evaluation="knn", **protocol):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    "A folder with lines.jsonl (MAE and MOCA, three seeds each, and raw pixels) and outcomes of one run each."
+    "A judged study (MAE and MOCA, three seeds each, and raw pixels), other runs beside it, and outcomes of one run each."
     for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
     monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.chdir(make_study(tmp_path))
+    params = yaml.safe_load(Path("params.yaml").read_text()) | {"study": dict(baselines=["pixels"], judged=["mae", "moca"], seeds=[0, 1, 2])}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
     right = {"mae-s0": np.arange(200) < 80, "moca-s0": np.arange(200) % 2 == 0}
     lines = [line(f"mae-s{s}", v) for s, v in enumerate((40., 42., 41.))] + [line(f"moca-s{s}", v) for s, v in enumerate((50., 53., 51.5))] + [line("pixels", 30.)]
     lines += [line(f"mae-s{s}", v, evaluation="linear") for s, v in enumerate((60., 64.))] + [line(f"moca-s{s}", v, evaluation="linear") for s, v in enumerate((61., 64.))]
-    write_lines("outputs/evaluate/all/lines.jsonl", lines)
+    for run in {line["run"] for line in lines}: write_lines(f"outputs/evaluate/{run}/lines.jsonl", [line for line in lines if line["run"] == run])
+    write_lines("outputs/bench/other.jsonl", [line("mae-s0", 99.)])             # another encoder of that name
+    write_lines("outputs/bench/other_curves.jsonl", [{"epoch": 1}])
     for found in lines:
         if found["evaluation"] == "knn" and found["run"] in right: write_outcomes("outcomes", found, NAMES, right[found["run"]])
     return tmp_path
 
 
-def said(capsys, *argv, code=0):
+def said(capsys, *argv, code=0, command="compare"):
     "What a command printed, in one piece."
     capsys.readouterr()
-    assert main(["compare", *argv]) == code
+    assert main([command, *argv]) == code
     out, err = capsys.readouterr()
     assert (err if code == 0 else out) == ""
     return out if code == 0 else err
@@ -83,8 +89,10 @@ def test_bad_input(home, capsys):
     (home / "log.jsonl").write_text(json.dumps({"kind": "epoch"}) + "\n")
     assert "is not a file of metric lines" in refused("mae", "moca", "--lines", "log.jsonl")
     assert "invalid choice: 'pdf'" in refused("mae", "moca", "--format", "pdf")
-    write_lines("outputs/evaluate/stale/lines.jsonl", [line("mae-s0", 99.)])
-    assert "run mae-s0 has two values of knn/top1" in refused("mae", "moca")
+    files = ["outputs/evaluate/mae-s0/lines.jsonl", "outputs/bench/other.jsonl"]
+    assert "run mae-s0 has two values of knn/top1" in refused("mae", "mae", "--lines", *files)
+    Path("params.yaml").unlink()
+    assert "holds no metric lines of a study" in refused("mae", "moca")
 
 
 def test_bad_outcomes(home, capsys):
@@ -114,6 +122,66 @@ def test_evaluate_keeps_what_compare_reads(home, capsys):
     assert {o.line["run"] for o in kept} == {"untrained", "pixels", "untrained:vit_tiny_patch16_224"} and all(len(o.values) == 24 for o in kept)
 
 
-def test_it_needs_no_torch(home):
-    code = "import sys; from mimssl.cli import main; code = main(['compare', 'moca-s0', 'mae-s0', '--outcomes', 'outcomes']); sys.exit(code or 'torch' in sys.modules)"
+def test_splits_and_seed_of_an_evaluation(home, capsys):
+    quick = ["--model", "untrained:vit_tiny_patch16_224", "--dataset", "stripes", "--suite", "clustering", "--set", "clustering.restarts=1"]
+    def protocols(*argv):
+        Path("found.jsonl").unlink(missing_ok=True)
+        assert main(["evaluate", *quick, *argv, "--out", "found.jsonl"]) == 0, capsys.readouterr().err
+        return [line["protocol"] for line in map(json.loads, Path("found.jsonl").read_text().splitlines())]
+    assert {(p["split"], p["eval_seed"]) for p in protocols("--splits", "train,train", "--eval-seed", "7", "--baselines")} == {("train", 7)}
+    for argv, sentence in ((["--splits", "train,test"], "data set 'stripes' has no split 'test'; it has train, val"), (["--splits", "train"], "give two names")):
+        assert main(["evaluate", *quick, "--model", "nothing.safetensors", *argv]) == 1 and sentence in capsys.readouterr().err   # before the model
+
+
+@pytest.mark.parametrize("argv", [["compare", "moca-s0", "mae-s0", "--outcomes", "outcomes"], ["report", "--published"]])
+def test_it_needs_no_torch(home, argv):
+    code = f"import sys; from mimssl.cli import main; code = main({argv}); sys.exit(code or bool({{'torch', 'matplotlib'}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=home, env=environment(), capture_output=True).returncode == 0
+
+
+def test_the_project_s_own_outputs(capsys, monkeypatch):
+    "What README says, on the study as it lies in outputs/."
+    root = Path(__file__).resolve().parents[1]
+    judged = {path.parent.name for path in (root / "outputs/evaluate").glob("*/lines.jsonl")}
+    if not {"mae-s0", "dino-s0"} <= judged: pytest.skip("the study has not run here")
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("MIMSSL_OUTPUTS", raising=False)
+    out = said(capsys, "mae", "dino")
+    assert "k-NN: top-1 accuracy (%)" in out and "memory" not in out
+    against_pixels = said(capsys, "mae", "pixels")
+    assert "None" not in against_pixels and "tokens" not in against_pixels
+    tables = said(capsys, command="report")
+    assert max(map(len, tables.splitlines())) <= 120 and "MoCo v3" in tables
+
+
+def test_report(home, capsys):
+    told = lambda *argv, code=0: said(capsys, *argv, code=code, command="report")
+    out = told()
+    assert out.startswith("Classes (stripes)\n") and "41.0 ± 1.0" in out and "51.5 ± 1.5*" in out and "99" not in out
+    assert "best of the trained methods" in out
+    assert "mae-s2" in told("--rows", "run") and "linear" not in told("--evaluations", "knn") and "MOCA" not in told("--methods", "mae,pixels")
+    published = told("--published", "--methods", "moca", "--evaluations", "knn", "--format", "markdown")
+    assert "MOCA ViT-B/16 v1.0, published" in published and "README of valeoai/MOCA" in published and "| raw pixels" not in published
+    other = told("outputs/bench/other.jsonl", "--format", "html", "--out", "deep/table.html")
+    assert other == "report: deep/table.html\n" and "99.0" in Path("deep/table.html").read_text()
+    write_lines("videos.jsonl", [line("mae-s0", 50., metric, "davis") for metric in ("jf", "j_decay")])
+    assert "decay" not in told("videos.jsonl") and "decay" in told("videos.jsonl", "--metrics", "all") and "decay" in told("videos.jsonl", "--metrics", "j_decay")
+
+
+def test_report_refuses(home, capsys):
+    refused = lambda *argv: said(capsys, *argv, code=1, command="report")
+    assert "no line has the method 'mea'; they have mae, moca, pixels" in refused("--methods", "mea")
+    assert "no line has the evaluation 'kn'" in refused("--evaluations", "kn")
+    assert "no such file of metric lines" in refused("none.jsonl")
+    assert "is not a file of metric lines" in refused("outputs/bench/other_curves.jsonl")
+    assert "no metric lines to tabulate" in refused("--methods", "pixels", "--evaluations", "linear")
+    assert "a folder; name a file" in refused("--out", ".")
+
+
+@pytest.mark.parametrize("argv", [["report", "--rows", "run"], ["--help"]])
+def test_a_reader_that_has_enough(home, argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "mimssl", *argv], cwd=home, env=environment(), stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

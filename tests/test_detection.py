@@ -129,6 +129,60 @@ def test_the_command_refuses(tmp_path, capsys):
                            (("dt.json", "gt.json"), "not in COCO's format"), (("gt.json", "dt.json", "--iou", "segm"), "has no 'height'")):
         code, out, err = run(*argv)
         assert (code, out, err.count("\n")) == (1, "", 1) and sentence in err
+    for kind, option, sentence in (("coco", "--per-class", "--per-class is for lvis"), ("davis", "--iou", "--iou is for coco, ovd, lvis"), ("lvis", "--per-image", "give 1 or more, or all")):
+        code, out, err = run("gt.json", "dt.json", option, "bbox" if option == "--iou" else "0", kind=kind)
+        assert code == 1 and sentence in err
     code, out, err = run("gt.json", "none.json", "--out", str(tmp_path / "lines.jsonl"), kind="lvis")
     assert (code, err) == (0, "") and "box_apr" in out
     assert json.loads((tmp_path / "lines.jsonl").read_text().splitlines()[0])["value"] == 0
+
+
+def scored(tmp_path, capsys, *argv):
+    "metric -> value of the command's lines."
+    (out := tmp_path / "scored.jsonl").unlink(missing_ok=True)
+    assert main(["score", *argv, "--out", str(out)]) == 0, capsys.readouterr().err
+    return {line["metric"]: line["value"] for line in map(json.loads, out.read_text().splitlines())}
+
+
+def test_the_command_s_options(tmp_path, capsys):
+    truth, results = random_set(3, 80)
+    for name, content in (("gt", truth), ("dt", results)): (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "novel.txt").write_text("c1\nc2\n")
+    files = ["--truth", str(tmp_path / "gt.json"), "--results", str(tmp_path / "dt.json")]
+    fixed = scored(tmp_path, capsys, "--kind", "lvis", *files, "--per-image", "all", "--per-class", "5")
+    assert fixed["box_ap"] == pytest.approx(100 * lvis_scores(truth, results, per_image=None, per_class=5).summary["AP"])
+    assert fixed != scored(tmp_path, capsys, "--kind", "lvis", *files)
+    split = scored(tmp_path, capsys, "--kind", "ovd", *files, "--novel", str(tmp_path / "novel.txt"), "--base", "c3", "c4")
+    classes = coco_scores(truth, results).classes
+    assert split["novel_ap50"] == pytest.approx(50 * (classes["c1"]["AP50"] + classes["c2"]["AP50"])) and {*split} == {"novel_ap50", "base_ap50", "all_ap50"}
+
+
+def test_masks_without_boxes(tmp_path, capsys):
+    "pycocotools takes results with empty boxes for masks alone."
+    from pycocotools import mask
+    square = np.zeros((60, 80), np.uint8, order="F")
+    square[10:40, 20:60] = 1
+    code = mask.encode(square)
+    code["counts"] = code["counts"].decode()
+    box = {"image_id": 1, "category_id": 1, "bbox": [20, 10, 40, 30], "segmentation": code}
+    truth = {"images": [{"id": 1, "height": 60, "width": 80}], "categories": [{"id": 1, "name": "a"}], "annotations": [box | {"id": 1, "area": 1200, "iscrowd": 0}]}
+    for name, content in (("gt", truth), ("dt", [box | {"bbox": [], "score": .9}])): (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = scored(tmp_path, capsys, "--kind", "coco", "--truth", str(tmp_path / "gt.json"), "--results", str(tmp_path / "dt.json"), "--iou", "bbox", "segm")
+    assert (found["mask_ap"], found["box_ap"], found["mask_apm"]) == (pytest.approx(100), pytest.approx(100), pytest.approx(100))
+
+
+def test_masks_of_videos(tmp_path, capsys):
+    from mimssl.data.sources import open_dataset
+    if not (settings().data / "scenes").is_dir(): pytest.skip("the scenes are not there; python -m mimssl data")
+    films = open_dataset("scenes-davis", "val")
+    for sequence, files in zip(films.sequences, films.masks):
+        (tmp_path / "masks" / sequence).mkdir(parents=True)
+        for file in files: (tmp_path / "masks" / sequence / file.name).write_bytes(file.read_bytes())
+    argv = ["--kind", "davis", "--truth", "scenes-davis", "--results", str(tmp_path / "masks")]
+    found = scored(tmp_path, capsys, *argv)
+    assert (found["jf"], found["j"], found["f"], found["j_decay"]) == (100, 100, 100, 0)
+    for file in (tmp_path / "masks").glob("*/*.png"): file.write_bytes((tmp_path / "masks" / file.parent.name / "00000.png").read_bytes())   # nothing moves
+    assert 0 < scored(tmp_path, capsys, *argv)["jf"] < 99
+    for argv, sentence in ((["scenes-davis", str(tmp_path)], "there is no folder of results"), (["scenes-coco", str(tmp_path)], "needs films with masks"),
+                           (["davis", str(tmp_path)], "data set 'davis' is unknown")):
+        assert main(["score", "--kind", "davis", "--truth", argv[0], "--results", argv[1]]) == 1 and sentence in capsys.readouterr().err
