@@ -227,7 +227,9 @@ def eval_finetune(
     if not 0 < fraction <= 1: raise BadInput(f"fraction is {fraction}; give a share of the labels, above 0 and up to 1.")
     r = finetune_recipe(recipe, len(bench.vit.blocks), epochs=epochs, base_lr=base_lr, layer_decay=layer_decay, drop_path=drop_path, pooling=pooling, clip=clip)
     resolve(FeatureSpec(pooling=r.pooling, size=size), bench.vit)
-    labels, train, test = bench.labels("train"), bench.data("train"), bench.data("test")
+    train, test = bench.data("train"), copy.copy(bench.data("test"))
+    labels, found = bench.matched_labels()
+    test.targets = found.tolist()                     # in the numbers of the training folders
     if lists: subsets = [read_subset(path, train.files, labels) for path in ([Path(lists)] if Path(lists).is_file() else list_files(lists, fraction))]
     else: subsets = [draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1 else [torch.arange(len(labels))]
     r = replace(r, batch=fitting_batch(r.batch, len(subsets[0])) if batch is None else batch)

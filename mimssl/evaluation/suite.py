@@ -21,7 +21,7 @@ from ..data.settings import BadInput, make_folder, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .clustering import check_clusters, clustering
-from .features import FeatureSpec, extract_all, pixel_features, pixel_stats, resolve
+from .features import FeatureSpec, check_encoder, check_finite, extract_all, pixel_features, pixel_stats, resolve
 from .finetune import eval_finetune
 from .knn import KNN_VARIANTS, check_votes, knn, knn_sweep, nearest_neighbour
 from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
@@ -95,9 +95,11 @@ class Bench:
     def __init__(self, vit, dataset: str, device="auto", seed: int = 0, splits=("train", "val"), features: dict | None = None, workers: int | None = None, progress: bool = True):
         self.vit, self.dataset, self.device, self.seed, self.splits = vit, dataset, pick_device(str(device)), seed, dict(zip(("train", "test"), splits))
         self.options, self._open, self._known, known = dict(workers=workers, progress=progress), {}, {}, FeatureSpec.__dataclass_fields__
+        self.reading = dict(images=0, seconds=0.)                 # what reading features took so far, here and on other data sets
         unknown = set(features or {}) - set(known)
         if unknown: raise BadInput(f"feature option '{min(unknown)}' is unknown; use {', '.join(known)}.")
         self.overrides = {k: typed(v, known[k].type, f"feature option {k}") for k, v in (features or {}).items()}
+        if vit is not None and not hasattr(vit, "encode_image"): check_encoder(vit)
 
     def begin(self):
         "Evaluations call this when their checks are done, before they read images."
@@ -113,30 +115,51 @@ class Bench:
         if not hasattr(self.data(split), "targets"): raise BadInput(f"data set '{self.dataset}' has no classes; this evaluation needs a data set of class folders.")
         return torch.tensor(self.data(split).targets)
 
+    def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "The labels of the training (N,) and test images (Q,), both in the numbers of the training folders. Raises `BadInput` for a class without training images."
+        train, test = self.labels("train"), self.labels("test")
+        number = {name: i for i, name in enumerate(self.data("train").classes)}
+        for name in self.data("test").classes:
+            if name not in number: raise BadInput(f"class {name} is in the test split but has no training image; add some or drop the class.")
+        return train, torch.tensor([number[name] for name in self.data("test").classes])[test]
+
     def spec(self, layer="last", **wanted) -> FeatureSpec:
         "The features an evaluation wants, with the user's overrides, for this encoder (4 last blocks of 3 are 3)."
         layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
         return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
 
     def read(self, split: str, specs: list[FeatureSpec], rows: torch.Tensor | None = None):
-        "Extract features for all `specs` in one pass over the images (of `rows` alone, if given)."
+        "Extract features for all `specs` in one pass over the images (of `rows` alone, if given). Raises `BadInput` unless they are finite."
         labels, key = self.labels(split), "" if rows is None else str(key_seed(*rows.tolist()))
         self.begin()
+        start = time.perf_counter()
         dataset = self.data(split) if rows is None else Subset(self.data(split), rows.tolist())
         missing = [s for s in dict.fromkeys(specs) if (split, s, key) not in self._known]
         if missing:
             data = fingerprint(self.dataset, self.splits[split]) + key
             found = extract_all(self.vit, dataset, missing, self.device, data, **self.options)
-            self._known |= {(split, s, key): x for s, (x, _) in zip(missing, found)}
+            self._known |= {(split, s, key): check_finite(x) for s, (x, _) in zip(missing, found)}
+            self._clock(len(dataset), start)
         return [(self._known[split, s, key], labels if rows is None else labels[rows]) for s in specs]
+
+    def _clock(self, images: int, start: float):
+        self.reading["images"] += images
+        self.reading["seconds"] += time.perf_counter() - start
 
     def features(self, split: str, spec: FeatureSpec, rows: torch.Tensor | None = None):
         "Features (N, D) and labels (N,) of 'train' or 'test', on the CPU."
         return self.read(split, [spec], rows)[0]
 
-    def both(self, spec: FeatureSpec): return *self.features("train", spec), *self.features("test", spec)
+    def both(self, spec: FeatureSpec) -> tuple:
+        "Features and `matched_labels` of the training images, then of the test images."
+        train_labels, test_labels = self.matched_labels()
+        return self.features("train", spec)[0], train_labels, self.features("test", spec)[0], test_labels
 
     def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
+
+    def unusual(self) -> dict:
+        "The test split and the seed, where they are not val and 0: a part of every protocol."
+        return ({} if self.splits["test"] == "val" else {"split": self.splits["test"]}) | ({"eval_seed": self.seed} if self.seed else {})
 
     def names(self, split: str) -> list[str]:
         "The names of the images of a split, in their order."
@@ -164,8 +187,10 @@ class PixelBench(Bench):
         self.begin()
         if split == "test" and self._mean is None: self.read("train", [None])
         if split not in self._known:
+            start = time.perf_counter()
             x, _, mean = pixel_features(self.data(split), self.side, self._mean if split == "test" else None, self.options["progress"])
             self._known[split], self._mean = x, self._mean if split == "test" else mean
+            self._clock(len(x), start)
         x = self._known[split]
         return [(x, y) if rows is None else (x[rows], y[rows])] * len(specs)
 
@@ -202,9 +227,9 @@ def eval_nn(bench: Bench, spec: FeatureSpec) -> list[tuple]:
 
 # %% ../../nbs/evaluation/suite.ipynb #e1224382
 def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None = None, batch: int | None = None, augment: bool = False) -> list[tuple]:
-    "A linear probe: top1 and top5 of the head chosen on held-out training images, top1_paper as the papers select."
+    "A linear probe: top1 and (from five classes on) top5 of the head chosen on held-out training images, top1_paper as the papers select."
     name, form, width, augment = form, probe_form(form, epochs), None, augment and bench.vit is not None   # raw pixels stay as they are
-    check_classes(bench.labels("train"), bench.labels("test"))
+    check_classes(*bench.matched_labels())
     batch = fitting_batch(form.batch if batch is None else batch, len(bench.labels("train")))
     if form.inputs and {"layer", "pooling"} & set(bench.overrides):
         raise BadInput(f"the probe form '{name}' tries several layers and poolings itself; leave layer and pooling out, or use another form.")
@@ -217,16 +242,16 @@ def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None =
     base = bench.protocol(spec) | dict(form=name, optimiser=form.optimiser, epochs=form.epochs, batch=batch, batch_norm=form.batch_norm,
                                        base_lrs=list(form.lrs), weight_decays=list(form.weight_decays), augment=augment)
     line = lambda metric, value, head, how: (metric, value, len(features[3]), base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
-    return [(*line("top1", found.top1, found.head, "held-out train"), found.right), line("top5", found.top5, found.head, "held-out train"),
-            line("top1_paper", found.top1_paper, found.head_paper, "test")]
+    top5 = [line("top5", found.top5, found.head, "held-out train")] if len(features[1].unique()) >= 5 else []
+    return [(*line("top1", found.top1, found.head, "held-out train"), found.right), *top5, line("top1_paper", found.top1_paper, found.head_paper, "test")]
 
 # %% ../../nbs/evaluation/suite.ipynb #a66cd894
 def eval_lowshot(bench: Bench, spec: FeatureSpec, form: str, shots: tuple[int | float, ...] = (1, 2, 5, 0.01), lists: str | None = None) -> list[tuple]:
     "Logistic regression on few images: mean (top1) and standard deviation (top1_std) over the subsets; `lists` is a folder of published lists."
-    labels, f = bench.labels("train"), LOWSHOT_FORMS[form]
+    (labels, test_labels), f = bench.matched_labels(), LOWSHOT_FORMS[form]
     subsets = {n: [read_subset(p, bench.data("train").files, labels) for p in list_files(lists, n)] if lists else [draw_subset(labels, n, s) for s in (1, 2, 3)] for n in shots}
     rows = torch.cat([r for rs in subsets.values() for r in rs]).unique()
-    (train, train_labels), (test, test_labels) = bench.features("train", spec, rows), bench.features("test", spec)
+    (train, train_labels), (test, _) = bench.features("train", spec, rows), bench.features("test", spec)
     scores = []
     for n, found in subsets.items():
         places = [torch.searchsorted(rows, r) for r in found]
@@ -251,7 +276,7 @@ def eval_clustering(bench: Bench, spec: FeatureSpec, num_clusters: int | None = 
 @dataclass(frozen=True)
 class Evaluation:
     "One name of the suite."
-    function: Callable                  # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes (count,)])
+    function: Callable                  # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes])
     wants: dict | None = None           # fields of `FeatureSpec`; None: it reads images itself
     fixed: dict = field(default_factory=dict)
     reads: tuple = ("train", "test")    # splits whose features it reads whole
@@ -279,7 +304,7 @@ SUITE = {
     "finetune": Evaluation(eval_finetune), "finetune_moca": Evaluation(eval_finetune, None, {"recipe": "moca"}),
     "semseg": Evaluation(eval_semseg, colours=True), "semseg_knn": Evaluation(eval_semseg_knn, colours=True),
     "unsupervised_segmentation": Evaluation(eval_unsupervised_segmentation, colours=True),
-    "attention_jaccard": Evaluation(eval_attention_jaccard), "davis": Evaluation(eval_davis),
+    "attention_jaccard": Evaluation(eval_attention_jaccard), "davis": Evaluation(eval_davis, colours=True),
     "prompt_segmentation": Evaluation(eval_prompt_segmentation), "similarity": Evaluation(eval_similarity),
     "retrieval": Evaluation(eval_retrieval), "zero_shot": Evaluation(eval_zero_shot),
 }
@@ -310,7 +335,7 @@ def forget_peak(device: torch.device):
     elif os.access("/proc/self/clear_refs", os.W_OK): Path("/proc/self/clear_refs").write_text("5")
 
 def peak_mb(device: torch.device) -> float:
-    "The most memory in MiB that was in use since `forget_peak`: of the accelerator, else resident memory of the process."
+    "The most memory in MiB that was in use since `forget_peak`: of the accelerator, else resident memory; that of the whole process, with all that it holds besides."
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2 ** 20
     status = Path("/proc/self/status")
     if not status.is_file():
@@ -324,31 +349,38 @@ def rehearse(bench: Bench, specs: dict, options: dict):
     trial = copy.copy(bench)
     trial.rehearsing = True
     for name, spec in specs.items():
+        if bench.overrides and SUITE[name].wants is None:
+            raise BadInput(f"feature options have no effect on evaluation '{name}', which reads images itself; leave them out, or run it alone with its own options.")
         if spec is not None and spec.pooling == "tokens": raise BadInput(f"pooling 'tokens' gives a vector for each patch, but evaluation '{name}' needs one for each image; use cls or mean.")
         try: SUITE[name].function(trial, spec, **options[name])
         except Begun: pass
 
 def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
-    """Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds a line
-    with the most memory that each evaluation held, peak_mb in MiB."""
-    lines, names = [], suite_names(suite)
+    """Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds what was
+    needed: for each evaluation the most memory that the process held, peak_mb in MiB, and a line 'features' with the images read per second (`seconds`: for all)."""
+    names, read = suite_names(suite), dict(bench.reading)
     given, specs = _options(names, options), {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names}
     rehearse(bench, specs, given)
     if outcomes: make_folder(outcomes, "the folder of outcomes")
-    start = time.perf_counter()
     for split in ("train", "test"):
         if wanted := [specs[n] for n in names if SUITE[n].wants is not None and split in SUITE[n].reads]: bench.read(split, wanted)
-    reading = (time.perf_counter() - start) / max(1, len(names))
+    lines, line = [], lambda name, metric, value, count, protocol, seconds: metric_line(
+        run, method, name, metric, value, count, seed, recipe, bench.dataset, bench.unusual() | protocol, bench.device.type, seconds)
     for name in names:
-        start = time.perf_counter()
+        start = time.perf_counter() - bench.reading["seconds"]
         forget_peak(bench.device)
         scores = SUITE[name].function(bench, specs[name], **given[name])
-        seconds = reading + time.perf_counter() - start
+        seconds = time.perf_counter() - bench.reading["seconds"] - start
         if memory: scores = [*scores, ("peak_mb", peak_mb(bench.device), scores[0][2], {})]
-        for metric, value, count, protocol, *images in scores:
-            lines.append(metric_line(run, method, name, metric, value, count, seed, recipe, bench.dataset, protocol, bench.device.type, seconds))
-            if outcomes and images: write_outcomes(outcomes, lines[-1], bench.names("test"), images[0])
-    return lines
+        for metric, value, count, protocol, *found in scores:
+            lines.append(line(name, metric, value, count, protocol, seconds))
+            if outcomes and found: write_outcomes(outcomes, lines[-1], *_named(bench, found[0]))
+    images, seconds = (bench.reading[k] - read[k] for k in ("images", "seconds"))
+    return lines + ([line("features", "images_per_s", images / seconds, images, {}, seconds)] if memory and images else [])
+
+def _named(bench: Bench, found) -> tuple[list, list]:
+    "The names and the values of outcomes: name -> value, or those (Q,) of the test images."
+    return tuple(zip(*found.items())) if isinstance(found, dict) else (bench.names("test"), found)
 
 # %% ../../nbs/evaluation/suite.ipynb #2e2459d9
 def evaluate(
@@ -362,7 +394,7 @@ def evaluate(
     device="auto",
     options: dict | None = None, # per evaluation: {'knn': {'ks': [20]}, 'linear': {'epochs': 20}}
     outcomes=None,               # folder for the outcome of each image, of the evaluations that know it
-    memory: bool = False,        # also a line with the most memory of each evaluation
+    memory: bool = False,        # also lines with the most memory of each evaluation, and with the speed of reading features
     **bench,                     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
 ) -> list[dict]:
     "Evaluate an encoder: a list of metric lines. Raises `BadInput` before any work for unknown names and options."
@@ -373,10 +405,10 @@ def evaluate(
     return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes, memory)
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
-def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, memory: bool = False, **bench) -> list[dict]:
+def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, memory: bool = False, eval_seed: int = 0, **bench) -> list[dict]:
     "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
     on_pixels = [n for n in suite_names(suite) if SUITE[n].on_pixels]
-    lines = run_suite(PixelBench(dataset, device=device, **bench), on_pixels, "pixels", "pixels",
+    lines = run_suite(PixelBench(dataset, device=device, seed=eval_seed, **bench), on_pixels, "pixels", "pixels",
                       options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes, memory=memory)
     if vit is None: return lines
-    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)
+    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, eval_seed, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)

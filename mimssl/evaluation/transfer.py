@@ -65,11 +65,11 @@ def lay_out(
 # %% ../../nbs/evaluation/transfer.ipynb #c29afc0a
 def _right(bench, spec, shots, draws: int, classifier: str, lambd: float | None) -> dict[int, torch.Tensor]:
     "Which test images of the bench are right: shots -> (draws, Q) bool."
-    labels = bench.labels("train")
+    labels, test_labels = bench.matched_labels()
     known, dense = labels.unique(return_inverse=True)                            # classes without gaps
     subsets = {n: [draw_shots(labels, n, s) for s in range(draws)] for n in shots}
     rows = torch.cat([r for rs in subsets.values() for r in rs]).unique()
-    (train, _), (test, test_labels) = bench.features("train", spec, rows), bench.features("test", spec)
+    (train, _), (test, _) = bench.features("train", spec, rows), bench.features("test", spec)
     return {n: torch.stack([known[few_shot_classes(train[torch.searchsorted(rows, r)], dense[r], test, classifier, lambd)] == test_labels for r in rs]) for n, rs in subsets.items()}
 
 def eval_fewshot(
@@ -86,7 +86,7 @@ def eval_fewshot(
     if classifier not in CLASSIFIERS: raise BadInput(f"few-shot classifier '{classifier}' is unknown; use one of {', '.join(CLASSIFIERS)}.")
     if len({*names}) < len(names): raise BadInput(f"datasets names {max(names, key=names.count)} twice; name each once.")
     benches = {name: bench if name == bench.dataset else bench.on(name) for name in names}
-    for b in benches.values(): b.labels("train"), b.labels("test")               # all are there, before any is read
+    for b in benches.values(): b.matched_labels()                                # all are there, before any is read
     right = {name: _right(b, spec, shots, draws, classifier, lambd) for name, b in benches.items()}
     base = bench.protocol(spec) | dict(classifier=classifier, lambd=CLASSIFIERS[classifier] if lambd is None else lambd, draws=draws)
     scores = []
