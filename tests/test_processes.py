@@ -67,7 +67,7 @@ def trained(tmp_path_factory):
     jobs += [python(home, code, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
     try:
         for job in jobs:
-            text = job.communicate(timeout=300)[0]
+            text = job.communicate(timeout=600)[0]
             assert job.returncode == 0, text
     finally:
         for job in jobs: job.kill()
