@@ -117,7 +117,7 @@ NAMES = dict(pixels="raw pixels", untrained="untrained", mae="MAE", mae_nnclr="M
              moca="MOCA", mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3", published="published")
 EVALUATIONS = dict(knn="k-NN", knn_dinov2="k-NN (DINOv2)", nn="1-NN", linear="linear probe", linear_dino_b="linear probe (DINO, ViT-B)", linear_dinov2="linear probe (DINOv2)",
                    linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot",
-                   clustering="clustering", finetune="fine-tuning", fewshot="few-shot transfer", semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)",
+                   clustering="clustering", finetune="fine-tuning", fewshot="few-shot transfer", features="feature extraction", semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)",
                    davis="DAVIS", unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard", prompt_segmentation="prompt segmentation",
                    similarity="object similarity", training="training", speed="training step", cost="cost", retrieval="retrieval", zero_shot="zero-shot", coco="COCO", detection="detection", ovd="open-vocabulary COCO", lvis="LVIS")
 METRICS = dict(top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)", top1_leave_one_out="top-1, leave-one-out (%)",
