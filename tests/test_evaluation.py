@@ -6,6 +6,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 from mimssl.cli import main
 from mimssl.data.lines import read_lines, untimed
+from mimssl.data.outcomes import read_outcomes
 from mimssl.data.scenes import davis_palette, generate
 from mimssl.evaluation.suite import SUITE
 from mimssl.parts.encoder import save_encoder
@@ -168,6 +169,27 @@ def test_wrong_features(home, features, expected):
     assert expected in sentence(evaluate("nn", "stripes", "--features", features))
 
 
+def test_features_of_evaluations_that_read_images(home):
+    for suite, dataset in (("davis", "davis2017"), ("semseg", "camvid"), ("nn,finetune", "stripes")):
+        assert f"no effect on evaluation '{suite.split(',')[-1]}', which reads images itself" in sentence(evaluate(suite, dataset, "--features", "size=32"))
+
+
+@pytest.mark.parametrize("suite, dataset", [("nn", "stripes"), ("davis", "davis2017"), ("semseg", "camvid"), ("attention_jaccard", "coco_mini"), ("finetune", "stripes")])
+def test_encoders_of_another_kind(home, suite, dataset):
+    assert "embeds its patches with a HybridEmbed, which is not supported" in sentence(evaluate(suite, dataset, model="untrained:vit_tiny_r_s16_p8_224"))
+    assert "Eva" in sentence(evaluate(suite, dataset, model="untrained:vit_small_patch16_dinov3")), "the class is named"
+
+
+@pytest.mark.parametrize("suite, dataset, options", [
+    ("knn", "stripes", ["knn.ks=[2]"]), ("clustering", "stripes", []), ("fewshot", "stripes", []), ("attention_jaccard", "coco_mini", ["attention_jaccard.size=32"]),
+    ("davis", "davis2017", ["davis.short_side=32", "davis.multiple=8"]), ("semseg_knn", "camvid", ["semseg_knn.size=32"])])
+def test_no_numbers(home, tmp_path, suite, dataset, options):
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    with torch.no_grad(): vit.blocks[0].norm1.bias[0] = torch.nan
+    save_encoder(tmp_path / "broken.safetensors", vit)
+    assert "features that are infinite or no numbers" in sentence(evaluate(suite, dataset, *(["--set", *options] if options else []), model=tmp_path / "broken.safetensors"))
+
+
 def test_no_class_token(home):
     assert "attention maps need an encoder with a class token" in sentence(evaluate("attention_jaccard", "coco_mini", model="classless.safetensors"))
     assert "pooling 'cls' needs a class token, and this encoder has none; use mean" in sentence(evaluate("knn", model="classless.safetensors"))
@@ -201,7 +223,32 @@ def test_a_class_without_training_images(home, monkeypatch, tmp_path):
     shutil.copytree(home / "stripes", tmp_path / "imagenette128")
     shutil.rmtree(tmp_path / "imagenette128/train/3")
     monkeypatch.setenv("MIMSSL_DATA", str(tmp_path))
-    for suite in ("linear", "finetune"): assert "class 3 is in the test split but has no training image" in sentence(evaluate(suite, "imagenette128"))
+    for suite in ("knn", "knn_moca", "nn", "linear", "lowshot", "fewshot", "finetune"):
+        options = ["--set", f"{suite}.ks=[2]"] if suite.startswith("knn") else []
+        assert "class 3 is in the test split but has no training image" in sentence(evaluate(suite, "imagenette128", *options))
+    assert evaluate("clustering", "imagenette128", "--set", "clustering.restarts=1")[0] == 0, "k-means sees the test images alone"
+
+
+def test_classes_meet_by_name(home, monkeypatch, tmp_path):
+    "Each split numbers its own folders: without the first test class, those left have other numbers and the same images right or wrong."
+    shutil.copytree(home / "stripes", tmp_path / "imagenette128")
+    shutil.rmtree(tmp_path / "imagenette128/val/0")
+    monkeypatch.setenv("MIMSSL_DATA", str(tmp_path))
+    for suite, options in (("knn", ["knn.ks=[2]"]), ("nn", []), ("linear", ["linear.epochs=2"]), ("lowshot", ["lowshot.shots=[2]"]), ("fewshot", ["fewshot.shots=[2]"]),
+                           ("finetune", ["finetune.epochs=1", "finetune.batch=8"])):
+        for dataset in ("stripes", "imagenette128"):
+            assert evaluate(suite, dataset, *(["--set", *options] if options else []), "--outcomes", tmp_path / f"{suite}-{dataset}")[0] == 0
+        whole, part = (read_outcomes(tmp_path / f"{suite}-{dataset}")[0] for dataset in ("stripes", "imagenette128"))
+        known = dict(zip(whole.names.tolist(), whole.values.tolist()))
+        assert len(part.names) == 9 and part.values.tolist() == [known[name] for name in part.names.tolist()], suite
+
+
+def test_features_are_timed_by_themselves(home, tmp_path):
+    assert evaluate("knn,lowshot", "stripes", "--set", "knn.ks=[2]", "lowshot.shots=[2]", "--memory", "--out", tmp_path / "lines.jsonl")[0] == 0
+    *scores, speed = read_lines(tmp_path / "lines.jsonl")
+    assert (speed["evaluation"], speed["metric"], speed["protocol"]) == ("features", "images_per_s", {})
+    assert 44 < speed["count"] <= 44 + 3 * 8, "all images, and the subsets for lowshot"
+    assert all(line["evaluation"] != "features" for line in scores)
 
 
 FILM = ["--set", "davis.short_side=16", "davis.multiple=8"]
@@ -305,9 +352,13 @@ def test_dense_evaluations_from_end_to_end(home, tmp_path, monkeypatch, dataset)
         for option in options:
             name, value = option.split("=")[0].split(".")[1], option.split("=")[1]
             if option.startswith(f"{line['evaluation']}.") and name not in ("size", "epochs", "ks", "tune", "max_iter"): assert line["protocol"][name] == json.loads(value), (line, option)
-    code, _, err = evaluate(suite, dataset, "--set", *options, "--baselines", "--out", tmp_path / "again.jsonl")
+    code, _, err = evaluate(suite, dataset, "--set", *options, "--baselines", "--out", tmp_path / "again.jsonl", "--outcomes", tmp_path / "outcomes")
     assert (code, err) == (0, "")
     assert untimed(read_lines(tmp_path / "again.jsonl")) == untimed(scores), "a second run gives other numbers"
+    if dataset == "scenes-city": return
+    outcomes = read_outcomes(tmp_path / "outcomes")
+    for o in outcomes: assert len(o.values) == o.line["count"] and 100 * o.values.mean() == pytest.approx(o.line["value"], abs=1e-3), o.line
+    assert {o.line["evaluation"] for o in outcomes} >= names & {"unsupervised_segmentation", "attention_jaccard", "davis"}
 
 
 def test_pixels_alone_need_no_encoder(home, monkeypatch):

@@ -6,8 +6,8 @@ from PIL import Image
 from mimssl.data.scenes import davis_palette
 from mimssl.data.settings import BadInput
 from mimssl.data.sources import locate, open_dataset
-from mimssl.evaluation.suite import Bench
-from mimssl.evaluation.video import MEASURES, Propagation, davis_scores, eval_davis, follow, label_maps, object_scores, read_out, score_folder
+from mimssl.evaluation.suite import Bench, PixelBench
+from mimssl.evaluation.video import MEASURES, Propagation, davis_scores, eval_davis, follow, label_maps, object_scores, propagate, read_out, score_folder
 from mimssl.parts.encoder import EncoderConfig, build_encoder, init_xavier
 
 
@@ -124,6 +124,18 @@ def test_in_the_suite(films, tmp_path):
     assert set(scores) == {"jf", *MEASURES} and 0 < scores["jf"] < 100
     assert score_folder(open_dataset("davis2017", "val"), tmp_path / "out")[1]["jf"] * 100 == pytest.approx(scores["jf"])
     with Image.open(tmp_path / "out/drawn/00002.png") as image: assert (image.mode, image.getpalette()) == ("P", davis_palette())
+
+
+def test_colours_alone(films):
+    "Raw pixels follow the crossing things by the colours of their patches."
+    root, _ = films
+    scores = eval_davis(PixelBench("davis2017", device="cpu", progress=False), short_side=96, multiple=8)
+    assert scores[0][0] == "jf" and scores[0][3]["features"] == "colours" and not {"layer", "norm", "kind", "positions"} & set(scores[0][3])
+    (metric, value, count, _, outcomes), *_ = scores
+    assert len(outcomes) == count == 2 and set(outcomes) == {"drawn/1", "drawn/2"} and 100 * sum(outcomes.values()) / 2 == pytest.approx(value)
+    film = open_dataset("davis2017", "val")[0]
+    moved = propagate(None, film["frames"], film["mask"], Propagation(short_side=96, multiple=8))
+    assert [int((m == 1).sum()) > 500 for m in moved] == [True] * 4
 
 
 @pytest.mark.parametrize("damage, sentence", [
