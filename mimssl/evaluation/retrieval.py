@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'check_image_text', 'encode_images', 'encode_texts', 'OpenClip', 'load_open_clip', 'first_right', 'ranks',
-           'owned', 'check_ks', 'recall', 'read_captions', 'eval_retrieval', 'article', 'clean_name', 'read_templates',
-           'prompt_ensemble', 'zero_shot_classifier', 'zero_shot_accuracy', 'class_names', 'eval_zero_shot']
+           'owned', 'check_ks', 'both_ranks', 'recall', 'read_captions', 'eval_retrieval', 'article', 'clean_name',
+           'read_templates', 'prompt_ensemble', 'zero_shot_classifier', 'zero_shot_right', 'class_names',
+           'eval_zero_shot']
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ae8b0c80
 from pathlib import Path
@@ -119,6 +120,15 @@ def owned(owner: torch.Tensor, count: int) -> torch.Tensor:
 def check_ks(ks):
     if not ks or min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
 
+def both_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, device="cpu", chunk: int = 128) -> dict[str, torch.Tensor]:
+    "`ranks` of the images (N,), 'i2t', and of the texts (T,), 't2i'; arguments and errors as of `recall`."
+    N = len(images)
+    if len(owner) != len(texts):
+        raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
+    if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
+        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
+    return {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
+
 def recall(
     images: torch.Tensor,      # (N, D) features, of any length
     texts: torch.Tensor,       # (T, D)
@@ -128,14 +138,8 @@ def recall(
     chunk: int = 128,          # queries at a time; memory is chunk x max(N, T) float64
 ) -> dict[str, float]:
     "Recall in percent: 'i2t_r1', ... (an image finds any of its texts) and 't2i_r1', ... (a text finds its image). Raises `BadInput` for features that do not fit."
-    N = len(images)
-    if len(owner) != len(texts):
-        raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
-    if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
-        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
     check_ks(ks)
-    found = {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
-    return {f"{way}_r{k}": 100 * (r < k).double().mean().item() for way, r in found.items() for k in ks}
+    return {f"{way}_r{k}": 100 * (r < k).double().mean().item() for way, r in both_ranks(images, texts, owner, device, chunk).items() for k in ks}
 
 # %% ../../nbs/evaluation/retrieval.ipynb #d48b6e09
 def read_captions(dataset, per_image: int | None = 5) -> tuple[list[str], torch.Tensor]:
@@ -160,10 +164,11 @@ def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, .
     texts, owner = read_captions(data, per_image)
     bench.begin()
     images = encode_images(bench.vit, data, bench.device, resize=resize, **bench.options)
-    scores = recall(images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]), owner, tuple(ks), bench.device)
+    found = both_ranks(images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]), owner, bench.device)
+    names = dict(i2t=[data.name(i) for i in range(len(data))], t2i=[f"{data.name(i)}#{j}" for j, i in enumerate(owner.tolist())])
     size = getattr(bench.vit, "image_size", 224)
     protocol = dict(size=size, resize=resize or size, captions_per_image=per_image, split=bench.splits["test"], images=len(data), captions=len(texts))
-    return [(name, value, len(data) if name.startswith("i2t") else len(texts), protocol) for name, value in scores.items()]
+    return [(f"{way}_r{k}", 100 * (r < k).double().mean().item(), len(r), protocol, dict(zip(names[way], (r < k).tolist()))) for way, r in found.items() for k in ks]
 
 # %% ../../nbs/evaluation/retrieval.ipynb #77345104
 TEMPLATES = {
@@ -206,12 +211,12 @@ def zero_shot_classifier(model, names: list[str], templates: list[str], device="
     texts = [t.format(name, article=article(name)) for name in names for t in templates]
     return prompt_ensemble(encode_texts(model, texts, device, progress=progress).unflatten(0, (len(names), len(templates))))
 
-def zero_shot_accuracy(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor, device="cpu") -> dict[str, float]:
-    "top1 and (from five classes on) top5 in percent, for image features (N, D), class vectors (C, D) and labels (N,). Raises `BadInput` for labels without a class."
+def zero_shot_right(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor, device="cpu") -> dict[str, torch.Tensor]:
+    "Which images are right (N,) bool, as top1 and (from five classes on) top5, for image features (N, D), class vectors (C, D) and labels (N,). Raises `BadInput` for labels without a class."
     if not len(labels) or labels.min() < 0 or labels.max() >= len(classifier):
         raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; give the names of all classes.")
     found = ranks(images, classifier, labels[:, None], device)
-    return {f"top{k}": 100 * (found < k).double().mean().item() for k in (1, 5) if k <= len(classifier)}
+    return {f"top{k}": found < k for k in (1, 5) if k <= len(classifier)}
 
 # %% ../../nbs/evaluation/retrieval.ipynb #83ee45dc
 def class_names(bench, names: str | None = None, qualifier: bool = True) -> list[str]:
@@ -239,4 +244,4 @@ def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None =
     size = getattr(bench.vit, "image_size", 224)
     protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem, num_templates=len(prompts),
                     names=Path(names).stem if names else "data set", qualifier=qualifier)
-    return [(name, value, len(labels), protocol) for name, value in zero_shot_accuracy(images, classifier, labels, bench.device).items()]
+    return [(name, 100 * right.double().mean().item(), len(labels), protocol, right) for name, right in zero_shot_right(images, classifier, labels, bench.device).items()]

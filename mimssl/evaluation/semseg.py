@@ -35,9 +35,13 @@ from .lowshot import mean_and_std
 IGNORE = 255   # the label of pixels that do not count
 
 def confusion(truth: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
-    "Pixel counts (C, C) int64, rows the true class, of two label tensors of one shape; a truth of 255 is not counted."
+    "Pixel counts (C, C) int64, rows the true class, of two label tensors of one shape; a truth of 255 is not counted. Raises `BadInput` for another label that is no class."
     counted = truth != IGNORE
-    return torch.bincount(truth[counted].long() * num_classes + predicted[counted].long(), minlength=num_classes ** 2).view(num_classes, num_classes)
+    truth, predicted = truth[counted].long(), predicted[counted].long()
+    for what, ids in (("true", truth), ("predicted", predicted)):
+        if wrong := ids[(ids < 0) | (ids >= num_classes)][:1].tolist():
+            raise BadInput(f"a {what} label is {wrong[0]}, but there are {num_classes} classes (0 to {num_classes - 1}, 255 = ignore); correct the labels or the number of classes.")
+    return torch.bincount(truth * num_classes + predicted, minlength=num_classes ** 2).view(num_classes, num_classes)
 
 def seg_scores(matrix: torch.Tensor) -> dict:
     "miou, aacc, macc in percent and `iou`, a list with NaN for classes that are nowhere, of a confusion matrix (C, C)."
@@ -323,7 +327,7 @@ def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, t
     best = lambda table: [int(np.argmax(np.nan_to_num(row))) for row in table]          # first of equals
     paper, lines = best([[s["miou"] for s in heads] for heads in tested]), []
     own = best(chosen) if len(form.lrs) > 1 else paper
-    for metric, places in (("miou", own), ("macc", own), ("aacc", own), ("miou_paper", paper)):
+    for metric, places in (("miou", own), ("macc", own), ("aacc", own), ("miou_paper", paper))[:4 if len(form.lrs) > 1 else 3]:
         scores = [heads[i] for heads, i in zip(tested, places)]
         values = [s[metric.removesuffix("_paper")] for s in scores]
         selection = "one rate" if len(form.lrs) == 1 else "test" if metric == "miou_paper" else "held-out train"
@@ -346,7 +350,7 @@ def eval_semseg(
     slide: bool | None = None,    # judge in windows of the crop; None: as `augment`
     half: bool = False,           # bfloat16 encoder on an accelerator
 ) -> list[tuple]:
-    "Linear semantic segmentation on frozen patch features: miou, macc, aacc, miou_paper in percent, and for budgets their std. Raises `BadInput` before any training."
+    "Linear semantic segmentation on frozen patch features: miou, macc, aacc and (of several rates) miou_paper in percent, and for budgets their std. Raises `BadInput` before any training."
     train, test, options = bench.data("train"), bench.data("test"), bench.options
     classes, workers, slide = seg_classes(train), settings().workers if options["workers"] is None else options["workers"], augment if slide is None else slide
     if seg_classes(test) != classes: raise BadInput("the training and the test split name different classes; check the data set.")

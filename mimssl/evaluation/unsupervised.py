@@ -108,20 +108,24 @@ def cluster_overlaps(counts: np.ndarray, clusters: np.ndarray) -> dict:
 
 # %% ../../nbs/evaluation/unsupervised.ipynb #4ab86621
 def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"), kind: str | None = None, progress: bool = False) -> dict:
-    "k -> dict of miou_matched, miou_best, ari in percent, and the numbers `images`, `objects` and `several` (images with two objects or more) behind them."
+    """k -> dict of miou_matched, miou_best, ari in percent, the numbers `images`, `objects` and `several` (images with two objects or more) behind them, and
+    the outcomes `by_image` and `by_object` behind the first two."""
     kind = object_kind(dataset, kind)
-    found = {k: [] for k in ks}
+    found, names = {k: [] for k in ks}, []
     for i in track(range(len(dataset)), "clusters", show=progress):
         item = dataset[i]
         ids = partition(*object_masks(dataset, i, item, kind))
         if ids.max() < 1: continue                                               # no object
         grid = encode(square(item["image"], size)[None])[0].cpu()                # (h, w, D)
         counts, tree = token_counts(ids, grid.shape[:2]).numpy(), token_tree(grid)
+        names.append(str(item.get("name", i)))
         for k in ks: found[k].append(cluster_overlaps(counts, cut_tree(tree, int((counts.sum(0) > 0).sum()) if k == "oracle" else k)))
     if not found[ks[0]]: raise BadInput("no image has an object; use a data set with masks.")
     objects, several = (sum(f(s) for s in found[ks[0]]) for f in (lambda s: len(s["best"]), lambda s: int(np.isfinite(s["ari"]))))
     mean = lambda values: 100 * float(np.mean(values)) if len(values) else float("nan")
-    return {k: dict(miou_matched=mean([s["matched"] for s in scores]), miou_best=mean(np.concatenate([s["best"] for s in scores])),
+    by_object = lambda scores: {f"{name}#{n}": value for name, s in zip(names, scores) for n, value in enumerate(s["best"].tolist(), 1)}
+    return {k: dict(by_image=dict(zip(names, (s["matched"] for s in scores))), by_object=by_object(scores),
+                    miou_matched=mean([s["matched"] for s in scores]), miou_best=mean(np.concatenate([s["best"] for s in scores])),
                     ari=mean([s["ari"] for s in scores if np.isfinite(s["ari"])]), images=len(scores), objects=objects, several=several) for k, scores in found.items()}
 
 def eval_unsupervised_segmentation(
@@ -142,8 +146,8 @@ def eval_unsupervised_segmentation(
     encode, _ = dense_encoder(bench.vit, bench.device, layer, norm)
     found = segment_scores(encode, data, size, tuple(ks), kind, bench.options["progress"])
     base = dict(size=size, patch=patch, objects=kind) | (dict(layer=layer, norm=norm, features="tokens") if bench.vit else dict(features="colours"))
-    counted = dict(miou_matched="images", miou_best="objects", ari="several")
-    return [(metric, scores[metric], scores[of], base | dict(k=k)) for k, scores in found.items() for metric, of in counted.items()]
+    counted = dict(miou_matched=("images", "by_image"), miou_best=("objects", "by_object"), ari=("several",))
+    return [(metric, scores[metric], scores[of], base | dict(k=k), *(scores[o] for o in outcomes)) for k, scores in found.items() for metric, (of, *outcomes) in counted.items()]
 
 def _size(bench, size: int | None) -> tuple[int, int]:
     "The side of the squashed picture and of a patch. Raises `BadInput` for a side that is not in whole patches."
@@ -184,14 +188,14 @@ def eval_attention_jaccard(
     dense_blocks(bench.vit, positions=positions)
     check(data, decode=0)
     bench.begin()
-    vit, means, count = bench.vit.eval().to(bench.device), [], 0
+    vit, means, count = bench.vit.eval().to(bench.device), {}, 0
     for i in track(range(len(data)), "attention", show=bench.options["progress"]):
         item = data[i]
         found, _ = object_masks(data, i, item, kind)
         found = found[found.any(2).any(1)]
         if not len(found): continue
         attention = last_attention(vit, square(item["image"], size)[None].to(bench.device), positions)[0].cpu()   # (heads, h, w)
-        means.append(attention_jaccard(attention_masks(attention.flatten(1), mass).view(attention.shape), found).mean().item())
+        means[str(item.get("name", i))] = attention_jaccard(attention_masks(attention.flatten(1), mass).view(attention.shape), found).mean().item()
         count += len(found)
     if not means: raise BadInput("no image has an object; use a data set with masks.")
-    return [("jaccard", 100 * float(np.mean(means)), len(means), dict(size=size, patch=patch, mass=mass, objects=kind, positions=positions, num_objects=count))]
+    return [("jaccard", 100 * float(np.mean([*means.values()])), len(means), dict(size=size, patch=patch, mass=mass, objects=kind, positions=positions, num_objects=count), means)]
