@@ -8,7 +8,7 @@ SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.judged=[mae]",
          *(f"~study.suite.{name}" for name in ("lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg", "davis")),
          "study.suite.similarity.size=32", "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
          "recipes.mae.epochs=24", "recipes.mae.batch_size=32", "recipes.mae.save_every=1", "recipes.mae.optimiser.warmup_epochs=2",
-         "recipes.mae_ct_head.epochs=1", "recipes.mae_ct.epochs=1", "~sweeps.lambda", "sweeps.target.shared.epochs=1", "sweeps.target.shared.optimiser.warmup_epochs=0",
+         "recipes.mae_ct_head.epochs=1", "recipes.mae_ct.epochs=1", "sweeps.target.shared.epochs=1", "sweeps.target.shared.optimiser.warmup_epochs=0",
          "sweeps.target.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: mse}}]"]
 WEIGHTS = "outputs/pretrain/mae-s0/encoder.safetensors"
 
