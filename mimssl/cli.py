@@ -194,8 +194,9 @@ def splits_of(dataset: str, given: str | None = None) -> tuple[str, str]:
 def evaluate(args):
     "Judge an encoder; prints the numbers and appends their metric lines to a file."
     check_out(args.out)
-    splits = splits_of(args.dataset, args.splits)
     from mimssl.evaluation import suite
+    suite.suite_names(args.suite)                     # raises
+    splits = splits_of(args.dataset, args.splits)
     shared = dict(dataset=args.dataset, splits=splits, eval_seed=args.eval_seed, suite=args.suite, device=args.device or settings().device, outcomes=args.outcomes, memory=args.memory,
                   options=nested(assignments(args.set)), features=assignments(args.features))
     tell(suite.evaluate(args.model, **shared, **provenance_of(args.model)), args.out)
