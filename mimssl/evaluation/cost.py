@@ -52,7 +52,9 @@ def lowshot_work(images: int, dim: int = 192, classes: int = 100, device="cpu") 
     given = noise(images, dim), torch.arange(images) % classes, noise(5000, dim, seed=1)
     return lambda: classify(*given, LOWSHOT_FORMS["msn"])
 
-def tiny_vit(): return build_encoder(EncoderConfig("tiny", patch_size=16, image_size=224))
+def tiny_vit():
+    "An untrained ViT-Ti with patches of 16 pixels."
+    return build_encoder(EncoderConfig("tiny", patch_size=16, image_size=224))
 
 class Pictures:
     "Made-up JPEGs of `side` pixels, decoded when they are asked for, each with a mask of `classes` blocks."

@@ -118,6 +118,7 @@ def owned(owner: torch.Tensor, count: int) -> torch.Tensor:
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ba077a53
 def check_ks(ks):
+    "Raises `BadInput` unless all K are 1 or more."
     if not ks or min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
 
 def both_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, device="cpu", chunk: int = 128) -> dict[str, torch.Tensor]:

@@ -84,13 +84,13 @@ def neighbours(bench: Bench, queries: int = 6, k: int = 5) -> list[tuple[int, li
 def show_neighbours(bench: Bench, queries: int = 5, k: int = 5):
     "A figure of `neighbours`: a row for each query, green frames for the right class and red for others."
     import matplotlib.pyplot as plt
-    train, test = bench.data("train"), bench.data("test")
+    (train, test), (numbers, wanted) = (bench.data("train"), bench.data("test")), bench.matched_labels()
     fig, axes = plt.subplots(queries, k + 1, figsize=(.7 * (k + 1), .74 * queries), dpi=72, squeeze=False, layout="constrained")
     for row, (query, near) in zip(axes, neighbours(bench, queries, k)):
         for ax, source, i in zip(row, [test] + [train] * k, [query, *near]):
             ax.imshow(source[i]["image"])
             ax.set(xticks=[], yticks=[])
-            right = source.targets[i] == test.targets[query]
+            right = source is train and numbers[i] == wanted[query]
             for edge in ax.spines.values(): edge.set(color="black" if source is test else "tab:green" if right else "tab:red", linewidth=2)
     axes[0, 0].set_title("query", fontsize=7)
     axes[0, 1].set_title("nearest", fontsize=7)

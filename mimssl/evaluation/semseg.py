@@ -411,6 +411,7 @@ def squashed_patches(encode, dataset, rows, size: int, patch: int, num_classes: 
 
 # %% ../../nbs/evaluation/semseg.ipynb #bff42683
 def check_distance(distance: str):
+    "Raises `BadInput` for an unknown distance."
     if distance not in ("cosine", "l2"): raise BadInput(f"distance '{distance}' is unknown; use cosine or l2.")
 
 def nearest_patches(queries: torch.Tensor, gallery: torch.Tensor, k: int, distance: str = "cosine", device="cpu") -> torch.Tensor:

@@ -163,7 +163,7 @@ def base_of(evaluation: str) -> str:
 # %% ../../nbs/report/groups.ipynb #566b43db
 _TOP1 = "knn knn_dinov2 linear linear_dino_b linear_dinov2 linear_ibot_lars lowshot finetune fewshot zero_shot".split()
 MAIN = {"Classes": {e: ("top1",) for e in _TOP1} | dict(nn=("top1_leave_one_out", "top1_train"), clustering=("acc", "nmi")),
-        "Masks": dict(semseg=("miou",), semseg_knn=("miou",), unsupervised_segmentation=("miou_best",), attention_jaccard=("jaccard",),
+        "Masks": dict(semseg=("miou",), semseg_knn=("miou",), unsupervised_segmentation=("miou_matched",), attention_jaccard=("jaccard",),
                       prompt_segmentation=("miou",), similarity=("auroc",)),
         "Videos": dict(davis=("jf", "j", "f")),
         "Images and texts": dict(retrieval=("i2t_r1", "t2i_r1")),

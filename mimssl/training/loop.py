@@ -10,7 +10,7 @@ __all__ = ['parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 
            'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
-import json, math, os, resource, shutil, sys, time, torch, warnings
+import json, math, os, resource, shutil, time, torch, warnings
 import torch.nn.functional as F
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from ..data.lines import append_lines, write_lines
+from ..data.progress import watched
 from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
@@ -166,9 +167,8 @@ class Progress:
     def __init__(self, name: str, start: int, total: int, images_per_step: int, show: bool = True, seconds: float = 5.):
         self.name, self.start, self.total, self.images, self.every = name, start, total, images_per_step, seconds
         self.begin = self.told = time.monotonic()
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, initial=start, desc=name, unit="step") if show and watched else None
-        self.plain = show and not watched
+        self.bar = tqdm(total=total, initial=start, desc=name, unit="step") if show and watched() else None
+        self.plain = show and not watched()
 
     def __call__(self, step: int, losses: dict[str, float], lr: float):
         now = time.monotonic()
@@ -315,8 +315,9 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
     about, tensors = read_weights(path)
     if about.get("fingerprint") != init.fingerprint(fingerprint(init.dataset, init.split), run.seed):
         raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; {how}.")
+    if about["method"] != run.recipe.method: tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}   # another method's decoder or teacher is none of ours
     fit(run.method, tensors, run.about(), about, path, partial=True)
-    if hasattr(run.method, "after_init"): run.method.after_init()   # for example an EMA that starts at these weights
+    fill_encoders(run.method, run.method.encoder, tensors)
 
 def starting_encoder(recipe: Recipe) -> VisionTransformer:
     "The encoder that `init` names, at the recipe's image size. Raises `BadInput` naming what is different, when its architecture is another than the recipe's."
@@ -328,10 +329,10 @@ def starting_encoder(recipe: Recipe) -> VisionTransformer:
     if differ: raise BadInput(f"recipe '{recipe.name}' starts from '{recipe.init.source}', an encoder of another architecture: {', '.join(differ)}; change the recipe's encoder, or its init.")
     return vit if vit.patch_embed.img_size == (size, size) else resize_positions(vit, size)
 
-def fill_encoders(method: Method, vit: VisionTransformer):
-    "Give all encoders of `method`, the trained one and its averages, the weights of `vit`."
-    for module in method.modules():
-        if isinstance(module, VisionTransformer): module.load_state_dict(vit.state_dict())
+def fill_encoders(method: Method, vit: VisionTransformer, loaded=()):
+    "Give the encoders of `method`, the trained one and its averages, the weights of `vit`; those with tensors named in `loaded` keep theirs."
+    for name, module in method.named_modules():
+        if isinstance(module, VisionTransformer) and not any(n.startswith(f"{name}.") for n in loaded): module.load_state_dict(vit.state_dict())
     method.after_init()
 
 def check_images(dataset, smallest: int, data: str):
