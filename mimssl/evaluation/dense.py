@@ -37,10 +37,11 @@ def token_blocks(vit, images: torch.Tensor, positions: str = "bicubic"):
     yield x
 
 # %% ../../nbs/evaluation/dense.ipynb #f371ead5
-def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicubic") -> list[int]:
+def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicubic", head=None) -> list[int]:
     "The numbers of the blocks that `patch_grid` reads. Raises `BadInput` for an encoder, layer, kind or positions that it does not know."
     check_encoder(vit)
-    if kind not in ("tokens", "keys"): raise BadInput(f"kind is '{kind}'; dense features are tokens or keys.")
+    if kind not in ("tokens", "keys", *(["projected"] if head else [])):
+        raise BadInput(f"kind is '{kind}'; dense features are tokens or keys{' or projected' if head else ''}.")
     if positions not in POSITIONS: raise BadInput(f"positions is '{positions}'; use {', '.join(POSITIONS)}.")
     return FeatureSpec(layer=layer).blocks(len(vit.blocks))
 
@@ -51,13 +52,15 @@ def patch_grid(
     layer="last",                  # as in `FeatureSpec`: several blocks are concatenated
     norm: bool = True,             # apply the final LayerNorm to tokens
     positions: str = "bicubic",    # 'bicubic', 'bilinear', or 'dino' (bicubic by factor)
-    kind: str = "tokens",          # 'tokens', or 'keys' of the attention of those blocks
+    kind: str = "tokens",          # 'tokens', 'keys' of the attention of those blocks, or tokens 'projected' by `head`
+    head=None,                     # a `DINOHead`, such as `load_patch_head` gives
 ) -> torch.Tensor:
     "A vector for each patch: (B, h, w, D), or (B, h, w, n D) for n blocks. Raises `BadInput` unless all are finite."
-    chosen, (B, _, H, W), p = dense_blocks(vit, layer, kind, positions), images.shape, vit.patch_embed.patch_size[0]
+    chosen, (B, _, H, W), p = dense_blocks(vit, layer, kind, positions, head), images.shape, vit.patch_embed.patch_size[0]
     entering = dict(enumerate(token_blocks(vit, images, positions)))           # what enters block i left block i - 1
     if kind == "keys": found = [attention_parts(vit.blocks[i], entering[i])[1].transpose(1, 2).flatten(2) for i in chosen]
     else: found = [vit.norm(entering[i + 1]) if norm else entering[i + 1] for i in chosen]
+    if kind == "projected": found = [head.bottleneck(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in found]   # its BatchNorms, if any, want (N, D)
     return check_finite(torch.cat(found, 2))[:, vit.num_prefix_tokens:].unflatten(1, (H // p, W // p))
 
 @torch.no_grad()

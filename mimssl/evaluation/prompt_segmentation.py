@@ -24,6 +24,7 @@ from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check
 from ..data.views import to_normalised
 from .dense import dense_blocks, patch_grid
+from .objects import with_objects
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #102e4dd9
 def token_lines(size: tuple[int, int], grid: tuple[int, int]) -> list[np.ndarray]:
@@ -154,7 +155,7 @@ class PromptSpec:
     keep_aspect: bool = False          # shorter side `size`, the longer one in proportion
     layer: str | int | tuple = "last"  # block, as in `FeatureSpec`
     norm: bool = True                  # final LayerNorm
-    kind: str = "tokens"               # 'tokens' or 'keys' of that block
+    kind: str = "tokens"               # 'tokens' or 'keys' of that block, or its tokens 'projected' by the patch head
     positions: str = "bicubic"         # resize of the positions
     centre: tuple = (False, True)      # subtract the image's mean token; every value is evaluated
     prompt: str = "distance"           # one of `PROMPTS`
@@ -185,9 +186,11 @@ def prompted_objects(item: dict, grid: tuple[int, int], spec: PromptSpec = Promp
     masks, rng = [o["mask"].numpy() for o in objects], np.random.default_rng([seed, item["index"]])
     prompts = np.stack([prompt_pixels(m, spec.prompt, spec.draws, rng) for m in masks])   # (n, draws)
     (inside, pixels), (rows, columns), (y, x) = token_counts(masks, grid), token_lines(masks[0].shape, grid), np.divmod(prompts, masks[0].shape[1])
+    counted = ~item["void"].numpy() if "void" in item else np.ones(masks[0].shape, bool)
+    if not counted.all(): pixels = token_counts([counted], grid)[0][0]
     return dict(inside=inside, pixels=pixels, prompts=prompts, cells=rows[y] * grid[1] + columns[x], image=item["index"],
                 area=np.array([o["area"] for o in objects], np.float64), category=np.array([o["category"] for o in objects]),
-                masks=np.stack(masks) if spec.upsample == "bilinear" else None)
+                **(dict(masks=np.stack(masks), counted=counted.ravel()) if spec.upsample == "bilinear" else {}))
 
 def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec, centre: bool) -> tuple[np.ndarray, np.ndarray]:
     "IoU of the n objects `found` in an image with `tokens` (h, w, D) at all thresholds, (n, T), and at each one's best, (n,)."
@@ -200,7 +203,7 @@ def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec, centre: boo
     else:                                                                            # every pixel is its own cell
         large = (F.interpolate(torch.from_numpy(s)[None, None], found["masks"].shape[1:], mode="bilinear")[0].numpy() for s in similarity)
         truth = found["masks"].reshape(n, 1, -1).repeat(draws, 0)
-        each = [score(s, q, m, np.ones(m.size)) for s, q, m in zip(large, found["prompts"].reshape(-1, 1), truth)]
+        each = [score(s, q, m, found["counted"]) for s, q, m in zip(large, found["prompts"].reshape(-1, 1), truth)]
         ious, best = (np.concatenate(x) for x in zip(*each))
     return ious.reshape(n, draws, -1).mean(1), best.reshape(n, draws).mean(1)
 
@@ -212,12 +215,11 @@ def view_side(vit, size: int | None = None) -> int:
     if size < p or size % p: raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
     return size
 
-def masked_images(data):
-    "`data` if its images have instance masks of their size. Raises `BadInput` otherwise."
-    if not len(data) or "objects" not in data.known(0):
-        raise BadInput("this evaluation needs images with instance masks; choose a data set in COCO's format, such as scenes-coco or coco2017.")
+def masked_images(data, objects: str | None = None):
+    "`data` as images with objects of a kind in `KINDS` (None: instances where there are some). Raises `BadInput` where it has none, or masks of another size than their image."
+    found = with_objects(data, objects)
     check(data, decode=0)
-    return data
+    return found
 
 class _Views(Dataset):
     "An image as the encoder sees it with what `describe(item, grid)` says about it, or None where that is None."
@@ -238,6 +240,7 @@ def token_stream(
     describe,                        # (item, grid) -> anything, None: pass over this image; works in the loader's processes
     size: int | None = None, keep_aspect: bool = False,
     device="cpu", batch_size: int = 16, workers: int | None = None, progress: bool = True,
+    head=None,                       # of `patch_grid`
     **features,                      # layer, norm, positions, kind of `patch_grid`
 ):
     "Yield patch features (h, w, D) and the description of each image. Raises `BadInput` for a size of broken patches."
@@ -248,7 +251,7 @@ def token_stream(
         for batch in loader:
             if seen := [pair for pair in batch if pair is not None]:
                 images, about = zip(*seen)
-                yield from zip(patch_grid(vit, torch.stack(images).to(device), **features), about)
+                yield from zip(patch_grid(vit, torch.stack(images).to(device), head=head and head.to(device), **features), about)
             tally.update(len(batch))
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #415468f2
@@ -284,11 +287,12 @@ def prompt_segmentation(
     spec: PromptSpec = PromptSpec(),
     seed: int = 0,                      # of random prompts
     device="auto", batch_size: int = 16, workers: int | None = None, progress: bool = True,
+    head=None,                          # the patch head, for the kind 'projected'
 ) -> dict[bool, PromptScores]:
     "Scores of all objects of a data set for each value of `spec.centre`. Raises `BadInput` where there is nothing to score."
     rows = {centre: [] for centre in spec.centre}
     stream = token_stream(vit, dataset, partial(prompted_objects, spec=spec, seed=seed), spec.size, spec.keep_aspect, pick_device(str(device)),
-                          batch_size, workers, progress, layer=spec.layer, norm=spec.norm, positions=spec.positions, kind=spec.kind)
+                          batch_size, workers, progress, layer=spec.layer, norm=spec.norm, positions=spec.positions, kind=spec.kind, head=head)
     for tokens, found in stream:
         inside, pixels = found["inside"], found["pixels"]
         same = (grid_ious(inside, pixels), token_ious(found["cells"], inside, pixels), found["area"], found["category"],
@@ -303,19 +307,21 @@ def eval_prompt_segmentation(
     size: int | None = None, keep_aspect: bool = False,
     layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre: tuple[bool, ...] = (False, True),
     prompt: str = "distance", draws: int = 5, upsample: str = "nearest", component: bool = False, thresholds: tuple[float, ...] = THRESHOLDS,
+    objects: str | None = None,      # 'instances', 'classes' or 'components'; None: instances where there are some
     tune: int = 1000,                # training images that choose the threshold
 ) -> list[tuple]:
     "Zero-shot segmentation from one prompt patch [MMC, a reconstruction]: mIoU in percent, its parts and bounds."
     p = PromptSpec(view_side(bench.vit, size), keep_aspect, layer, norm, kind, positions, centre, prompt, draws, upsample, component, thresholds)
     if tune < 1: raise BadInput(f"tune is {tune}; the threshold needs at least one training image.")
-    train, test = bench.data("train"), masked_images(bench.data("test"))
-    dense_blocks(bench.vit, layer, kind, positions)
+    train, test, head = with_objects(bench.data("train"), objects), masked_images(bench.data("test"), objects), bench.patch_head(kind)
+    dense_blocks(bench.vit, layer, kind, positions, head)
     bench.begin()
-    run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, **bench.options)
+    run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, head=head, **bench.options)
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(bench.seed))[:tune].sort().values
     tuned, tested, lines = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
     own = asdict(p) | dict(thresholds=list(p.thresholds), tune=len(rows))
     if prompt != "random": del own["draws"]
+    if test is not bench.data("test"): own |= dict(objects=test.kind)
     for c, found in tested.items():
         k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
         base = own | dict(centre=c)

@@ -32,7 +32,7 @@ def open_run(
         raise BadInput(f"there is no trained run '{run}' ({folder / 'recipe.json'} is missing); train it first, or use pixels or untrained.")
     about = json.loads((folder / "recipe.json").read_text())
     line = dict(run=run, method=about["recipe"]["method"], seed=about["seed"], recipe=about["fingerprint"])
-    return Bench(load_encoder(folder / "encoder.safetensors"), study["dataset"], **options), line
+    return Bench(load_encoder(folder / "encoder.safetensors"), study["dataset"], folder=folder, **options), line
 
 def by_dataset(study: dict) -> dict[str, dict]:
     "Data set -> evaluations with their options; an evaluation's option `dataset` moves it away from the study's data set."

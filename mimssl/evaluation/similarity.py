@@ -109,7 +109,7 @@ def similarities(
     seed: int = 0,
     size: int | None = None, keep_aspect: bool = False,
     device="auto", batch_size: int = 16, workers: int | None = None, progress: bool = True,
-    **features,                         # layer, norm, positions, kind of `patch_grid`
+    **features,                         # layer, norm, positions, kind and head of `patch_grid`
 ) -> Similarities:
     "Cosines inside and between the objects of each image. Raises `BadInput` where there are no pairs."
     if limit < 1: raise BadInput(f"limit is {limit}; draw at least one pair of each object.")
@@ -141,17 +141,19 @@ def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: 
 def eval_similarity(
     bench, spec=None,                # reads images itself: `spec` is not used
     size: int | None = None, keep_aspect: bool = False, layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
-    centre: bool = False, background: bool = False, limit: int = 1000, bins: int = 100,
+    centre: tuple[bool, ...] = (False,), background: bool = False, limit: int = 1000, bins: int = 100,
+    objects: str | None = None,      # 'instances', 'classes' or 'components'; None: instances where there are some
 ) -> list[tuple]:
-    "Similarity of patches inside and between objects [MMC, a reconstruction]."
-    own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm, kind=kind, positions=positions,
-               centre=centre, background=background, limit=limit)
+    "Similarity of patches inside and between objects [MMC, a reconstruction], for each value of `centre`."
+    own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm, kind=kind, positions=positions, background=background, limit=limit)
     for name, value in (("limit", limit), ("bins", bins)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
-    test = masked_images(bench.data("test"))
-    dense_blocks(bench.vit, layer, kind, positions)
+    test, head, lines = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
+    dense_blocks(bench.vit, layer, kind, positions, head)
     bench.begin()
-    found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, **own, **bench.options)
-    scores, (p, q) = found.scores(bins), found.histograms(bins)
-    more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
-    return [(metric, value, len(found.intra), own | more.get(metric, {})) for metric, value in scores.items()]
+    for c in (centre,) if isinstance(centre, bool) else centre:
+        found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, centre=c, head=head, **own, **bench.options)
+        (p, q), base = found.histograms(bins), own | dict(centre=c) | (dict(objects=test.kind) if test is not bench.data("test") else {})
+        more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
+        lines += [(metric, value, len(found.intra), base | more.get(metric, {})) for metric, value in found.scores(bins).items()]
+    return lines

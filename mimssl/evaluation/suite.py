@@ -35,6 +35,7 @@ from .unsupervised import eval_attention_jaccard, eval_unsupervised_segmentation
 from .video import eval_davis
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
+from ..parts.heads import load_patch_head
 
 # %% ../../nbs/evaluation/suite.ipynb #ce96de6a
 def load_model(
@@ -92,7 +93,8 @@ class Begun(Exception):
 class Bench:
     "An encoder and a data set of classes: hands out features and says what they are."
     rehearsing = False
-    def __init__(self, vit, dataset: str, device="auto", seed: int = 0, splits=("train", "val"), features: dict | None = None, workers: int | None = None, progress: bool = True):
+    def __init__(self, vit, dataset: str, device="auto", seed: int = 0, splits=("train", "val"), features: dict | None = None, workers: int | None = None, progress: bool = True, folder=None):
+        self.folder = folder                                      # of the run that trained the encoder, where it is known
         self.vit, self.dataset, self.device, self.seed, self.splits = vit, dataset, pick_device(str(device)), seed, dict(zip(("train", "test"), splits))
         self.options, self._open, self._known, known = dict(workers=workers, progress=progress), {}, {}, FeatureSpec.__dataclass_fields__
         self.reading = dict(images=0, seconds=0.)                 # what reading features took so far, here and on other data sets
@@ -156,6 +158,13 @@ class Bench:
         return self.features("train", spec)[0], train_labels, self.features("test", spec)[0], test_labels
 
     def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
+
+    def patch_head(self, kind: str):
+        "The patch head that was trained with the encoder, for patch features of the kind 'projected'; None for other kinds. Raises `BadInput` where there is none."
+        if kind != "projected": return None
+        head = load_patch_head(Path(self.folder) / "method.safetensors") if self.folder else None
+        if head is None: raise BadInput("kind is 'projected', but this encoder has no patch head; name an encoder.safetensors that still lies in the folder of its run of mmc or ibot, or use tokens or keys.")
+        return head
 
     def unusual(self) -> dict:
         "The test split and the seed, where they are not val and 0: a part of every protocol."
@@ -401,7 +410,8 @@ def evaluate(
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
     vit = load_model(model) if isinstance(model, str) else model
-    bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), **bench)
+    folder = Path(model).parent if isinstance(model, str) and Path(model).name == "encoder.safetensors" else None
+    bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), folder=folder, **bench)
     return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes, memory)
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
