@@ -128,8 +128,8 @@ def sentence(result) -> str:
     ("retrieval", "", "needs an image-text model"),
     ("zero_shot", "", "needs an image-text model"),
     ("semseg", "", "needs label pictures and the names of their classes"),
-    ("prompt_segmentation", "", "needs images with instance masks; choose a data set in COCO's format"),
-    ("similarity", "", "needs images with instance masks"),
+    ("prompt_segmentation", "", "needs objects: use a data set in COCO's format"),
+    ("similarity", "", "needs objects: use a data set"),
     ("unsupervised_segmentation", "", "needs objects: use a data set"),
     ("davis", "", "needs films with masks; choose a data set in the DAVIS layout"),
     ("knn,nn,finetune", "knn.ks=[2] finetune.fraction=2", "fraction is 2"),       # the last of three is asked before the first begins
@@ -143,7 +143,9 @@ def test_a_wrong_option(home, suite, options, expected):
 @pytest.mark.parametrize("suite, dataset, options, expected", [
     ("prompt_segmentation", "coco_mini", "prompt_segmentation.size=33", "size 33 is not a multiple of the patch size 8"),
     ("prompt_segmentation", "coco_mini", "prompt_segmentation.thresholds=[.5,.2]", "ascending"),
-    ("prompt_segmentation", "scenes-city", "", "needs images with instance masks"),
+    ("prompt_segmentation", "scenes-city", "prompt_segmentation.objects=instances", "classes of pixels but no instances"),
+    ("prompt_segmentation", "coco_mini", "prompt_segmentation.objects=things", "objects 'things' is unknown; use instances, classes, components"),
+    ("similarity", "coco_mini", "similarity.kind=projected", "this encoder has no patch head; name an encoder.safetensors"),
     ("similarity", "coco_mini", "similarity.positions=cubic", "positions is 'cubic'; use bicubic, bilinear, dino"),
     ("similarity", "coco_mini", "similarity.layer=9", "layer 9 is not in an encoder of 2 blocks"),
     ("attention_jaccard", "coco_mini", "attention_jaccard.size=33", "size 33 is not a multiple"),

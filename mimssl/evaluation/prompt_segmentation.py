@@ -24,7 +24,7 @@ from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check
 from ..data.views import to_normalised
 from .dense import dense_blocks, patch_grid
-from .objects import with_objects
+from .objects import category_names, with_objects
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #102e4dd9
 def token_lines(size: tuple[int, int], grid: tuple[int, int]) -> list[np.ndarray]:
@@ -275,6 +275,11 @@ class PromptScores:
     @property
     def curve(self) -> np.ndarray: return 100 * self.ious.mean(0)   # mIoU in percent at each threshold
 
+    def by_category(self, k: int, names: dict[int, str]) -> list[list]:
+        "[name, mIoU in percent, objects] of each category at threshold number `k`, the most frequent first."
+        found = [[names.get(int(c), str(c)), float(100 * self.ious[self.category == c, k].mean()), int((self.category == c).sum())] for c in np.unique(self.category)]
+        return sorted(found, key=lambda row: -row[2])
+
     def at(self, k: int) -> dict[str, float]:
         "Means in percent at threshold number `k`; sizes without an object are left out."
         x, a = 100 * self.ious[:, k], self.area
@@ -326,7 +331,8 @@ def eval_prompt_segmentation(
         k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
         base = own | dict(centre=c)
         line = lambda metric, value, **more: lines.append((metric, float(value), N, base | more))
-        for metric, value in found.at(k).items(): line(metric, value, selection="train", chosen_threshold=p.thresholds[k])
+        more = dict(miou_category=dict(chosen_categories=found.by_category(k, category_names(test))))
+        for metric, value in found.at(k).items(): line(metric, value, selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
         line("miou_paper", found.curve[best], selection="test", chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
         line("best_threshold", p.thresholds[best], selection="test")
         line("miou_oracle", 100 * found.best.mean(), selection="each object")

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np, torch
 from ..data.settings import BadInput, pick_device
 from .dense import dense_blocks
+from .objects import category_names
 from .prompt_segmentation import masked_images, real_objects, token_counts, token_stream, unit_tokens, view_side
 
 # %% ../../nbs/evaluation/similarity.ipynb #2ce2bc16
@@ -79,6 +80,12 @@ class Similarities:
         "The objects of one category."
         rows = np.flatnonzero(self.category == category)
         return Similarities([self.intra[i] for i in rows], [self.inter[i] for i in rows], self.variance[rows], self.category[rows])
+
+    def by_category(self, metric: str, names: dict[int, str]) -> list[list]:
+        "[name, value of a score, objects] of each category that has pairs of both kinds, the most frequent first."
+        found = [(c, self.of(c)) for c in np.unique(self.category)]
+        rows = [[names.get(int(c), str(c)), one.scores()[metric], len(one.category)] for c, one in found if any(map(len, one.intra)) and any(map(len, one.inter))]
+        return sorted(rows, key=lambda row: -row[2])
 
     def scores(self, bins: int = 100) -> dict[str, float]:
         "auroc, dprime, overlap, mean and standard deviation of both, and the mean variance. Raises `BadInput` where there are no pairs."
@@ -155,5 +162,6 @@ def eval_similarity(
         found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, centre=c, head=head, **own, **bench.options)
         (p, q), base = found.histograms(bins), own | dict(centre=c) | (dict(objects=test.kind) if test is not bench.data("test") else {})
         more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
+        more |= {metric: dict(chosen_categories=found.by_category(metric, category_names(test))) for metric in ("auroc", "variance")}
         lines += [(metric, value, len(found.intra), base | more.get(metric, {})) for metric, value in found.scores(bins).items()]
     return lines
