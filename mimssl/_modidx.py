@@ -603,6 +603,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'mimssl/evaluation/prompt_segmentation.py'),
                                                        'mimssl.evaluation.prompt_segmentation.PromptScores.by_category': ( 'evaluation/prompt_segmentation.html#promptscores.by_category',
                                                                                                                            'mimssl/evaluation/prompt_segmentation.py'),
+                                                       'mimssl.evaluation.prompt_segmentation.PromptScores.by_object': ( 'evaluation/prompt_segmentation.html#promptscores.by_object',
+                                                                                                                         'mimssl/evaluation/prompt_segmentation.py'),
                                                        'mimssl.evaluation.prompt_segmentation.PromptScores.curve': ( 'evaluation/prompt_segmentation.html#promptscores.curve',
                                                                                                                      'mimssl/evaluation/prompt_segmentation.py'),
                                                        'mimssl.evaluation.prompt_segmentation.PromptSpec': ( 'evaluation/prompt_segmentation.html#promptspec',

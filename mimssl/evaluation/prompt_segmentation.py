@@ -280,6 +280,11 @@ class PromptScores:
         found = [[names.get(int(c), str(c)), float(100 * self.ious[self.category == c, k].mean()), int((self.category == c).sum())] for c in np.unique(self.category)]
         return sorted(found, key=lambda row: -row[2])
 
+    def by_object(self, k: int, name) -> dict[str, float]:
+        "IoU of each object at threshold number `k`, under the `name` of its image (a function of the index) and its number in it."
+        number = [int((self.image[:i] == image).sum()) + 1 for i, image in enumerate(self.image)]
+        return {f"{name(int(image))}#{n}": float(iou) for image, n, iou in zip(self.image, number, self.ious[:, k])}
+
     def at(self, k: int) -> dict[str, float]:
         "Means in percent at threshold number `k`; sizes without an object are left out."
         x, a = 100 * self.ious[:, k], self.area
@@ -330,9 +335,10 @@ def eval_prompt_segmentation(
     for c, found in tested.items():
         k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
         base = own | dict(centre=c)
-        line = lambda metric, value, **more: lines.append((metric, float(value), N, base | more))
+        line = lambda metric, value, *outcomes, **more: lines.append((metric, float(value), N, base | more, *outcomes))
         more = dict(miou_category=dict(chosen_categories=found.by_category(k, category_names(test))))
-        for metric, value in found.at(k).items(): line(metric, value, selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
+        outcomes = {"miou": [found.by_object(k, bench.data("test").name)]}
+        for metric, value in found.at(k).items(): line(metric, value, *outcomes.get(metric, []), selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
         line("miou_paper", found.curve[best], selection="test", chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
         line("best_threshold", p.thresholds[best], selection="test")
         line("miou_oracle", 100 * found.best.mean(), selection="each object")
