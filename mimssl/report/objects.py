@@ -87,7 +87,7 @@ def category_chart(lines: list[dict], evaluation: str = "prompt_segmentation", m
         at = [i for i, name in enumerate(names) if name in values]
         ax.plot([values[names[i]][0] for i in at], at, ls="", marker=MARKERS.get(method, "o"), ms=4.5, color=COLOURS.get(method, "#444444"), label=label_of(method, note))
     ax.set_yticks(range(len(names)), [f"{name} ({counts[name]})" for name in names]); ax.invert_yaxis()
-    ax.set_xlabel(score_name(evaluation, metric)); fig.legend(loc="outside right center")
+    ax.set_xlabel(score_name(evaluation, metric).replace(", mean over classes", "")); fig.legend(loc="outside right center")
     return fig
 
 def _by_category(lines: list[dict]) -> dict[str, tuple[float, int]]:
