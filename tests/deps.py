@@ -83,8 +83,8 @@ def with_deps(text: str) -> str:
         apart = own in STAGES[stage]["deps"]   # each recipe of the study depends on its own method's file alone
         modules = set().union(*(m - ({str(method_file(recipe).relative_to(ROOT))} if apart else set()) for recipe, m in expected(stage).items()), {own} if apart else set())
         part = re.sub(r" +- mimssl/.*\n", "", part)
-        lines = lambda indent: "".join(f"{indent}- {m}\n" for m in sorted(modules))
-        parts[i] = re.sub(r"( +)(- nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(0) + lines(m.group(1)), part, count=1)
+        records = lambda indent: "".join(f"{indent}- {m}\n" for m in sorted(modules))
+        parts[i] = re.sub(r"( +)(- nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(0) + records(m.group(1)), part, count=1)
     return "".join(parts)
 
 

@@ -132,13 +132,13 @@ def test_the_command_refuses(tmp_path, capsys):
     for kind, option, sentence in (("coco", "--per-class", "--per-class is for lvis"), ("davis", "--iou", "--iou is for coco, ovd, lvis"), ("lvis", "--per-image", "give 1 or more, or all")):
         code, out, err = run("gt.json", "dt.json", option, "bbox" if option == "--iou" else "0", kind=kind)
         assert code == 1 and sentence in err
-    code, out, err = run("gt.json", "none.json", "--out", str(tmp_path / "lines.jsonl"), kind="lvis")
+    code, out, err = run("gt.json", "none.json", "--out", str(tmp_path / "records.jsonl"), kind="lvis")
     assert (code, err) == (0, "") and "box_apr" in out
-    assert json.loads((tmp_path / "lines.jsonl").read_text().splitlines()[0])["value"] == 0
+    assert json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])["value"] == 0
 
 
 def scored(tmp_path, capsys, *argv):
-    "metric -> value of the command's lines."
+    "metric -> value of the command's records."
     (out := tmp_path / "scored.jsonl").unlink(missing_ok=True)
     assert main(["score", *argv, "--out", str(out)]) == 0, capsys.readouterr().err
     return {line["metric"]: line["value"] for line in map(json.loads, out.read_text().splitlines())}
@@ -174,8 +174,8 @@ def test_masks_without_boxes(tmp_path, capsys):
 def test_masks_of_videos(tmp_path, capsys):
     from mimssl.data.sources import open_dataset
     if not (settings().data / "scenes").is_dir(): pytest.skip("the scenes are not there; python -m mimssl data")
-    films = open_dataset("scenes-davis", "val")
-    for sequence, files in zip(films.sequences, films.masks):
+    videos = open_dataset("scenes-davis", "val")
+    for sequence, files in zip(videos.sequences, videos.masks):
         (tmp_path / "masks" / sequence).mkdir(parents=True)
         for file in files: (tmp_path / "masks" / sequence / file.name).write_bytes(file.read_bytes())
     argv = ["--kind", "davis", "--truth", "scenes-davis", "--results", str(tmp_path / "masks")]
@@ -183,6 +183,6 @@ def test_masks_of_videos(tmp_path, capsys):
     assert (found["jf"], found["j"], found["f"], found["j_decay"]) == (100, 100, 100, 0)
     for file in (tmp_path / "masks").glob("*/*.png"): file.write_bytes((tmp_path / "masks" / file.parent.name / "00000.png").read_bytes())   # nothing moves
     assert 0 < scored(tmp_path, capsys, *argv)["jf"] < 99
-    for argv, sentence in ((["scenes-davis", str(tmp_path)], "there is no folder of results"), (["scenes-coco", str(tmp_path)], "needs films with masks"),
+    for argv, sentence in ((["scenes-davis", str(tmp_path)], "there is no folder of results"), (["scenes-coco", str(tmp_path)], "needs videos with masks"),
                            (["davis", str(tmp_path)], "data set 'davis' is unknown")):
         assert main(["score", "--kind", "davis", "--truth", argv[0], "--results", argv[1]]) == 1 and sentence in capsys.readouterr().err

@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from timm.models import VisionTransformer
 from mimssl.cli import main
-from mimssl.data.lines import read_lines, untimed
-from mimssl.data.outcomes import read_outcomes
+from mimssl.data.records import read_records, untimed
+from mimssl.data.per_image import read_outcomes
 from mimssl.data.scenes import davis_palette, generate
 from mimssl.evaluation.suite import SUITE
 from mimssl.parts.encoder import save_encoder
@@ -15,7 +15,7 @@ from tiny import make_study
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "A small study with two encoders, small scenes, a film, street scenes and pictures with masks, for all tests to look at."
+    "A small study with two encoders, small scenes, a video, street scenes and pictures with masks, for all tests to look at."
     home = make_study(tmp_path_factory.mktemp("study"))
     for i in range(12):
         (home / f"stripes/val/{i % 4}").mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     save_encoder(home / "encoder.safetensors", VisionTransformer(**size))
     save_encoder(home / "classless.safetensors", VisionTransformer(**size, class_token=False, global_pool="avg"))
     generate(home / "data/scenes", scale=.05, progress=False, subsets=("objects", "coco", "city", "davis"))
-    film(home / "real/davis2017")
+    video(home / "real/davis2017")
     streets(home / "real/camvid")
     pictures(home / "real/coco_mini")
     return home
@@ -39,7 +39,7 @@ def draw(path, content, palette=False):
     image.save(path)
 
 
-def film(root):
+def video(root):
     "Four frames in which a rectangle moves."
     for t in range(4):
         mask = np.zeros((32, 48))
@@ -131,7 +131,7 @@ def sentence(result) -> str:
     ("prompt_segmentation", "", "needs objects: use a data set in COCO's format"),
     ("similarity", "", "needs objects: use a data set"),
     ("unsupervised_segmentation", "", "needs objects: use a data set"),
-    ("davis", "", "needs films with masks; choose a data set in the DAVIS layout"),
+    ("davis", "", "needs videos with masks; choose a data set in the DAVIS layout"),
     ("knn,nn,finetune", "knn.ks=[2] finetune.fraction=2", "fraction is 2"),       # the last of three is asked before the first begins
     ("nn,attention_jaccard", "", "needs objects"),
 ])
@@ -199,7 +199,7 @@ def test_no_class_token(home):
 
 
 def test_files_of_results(home, tmp_path):
-    (tmp_path / "notes.txt").write_text("a line\n")
+    (tmp_path / "notes.txt").write_text("a record\n")
     for place, expected in ((tmp_path, "a folder; name a file"), (tmp_path / "notes.txt", "line 1: not JSON"), (tmp_path / "notes.txt/new.jsonl", "no folder can be made")):
         assert expected in sentence(evaluate("nn", "stripes", "--out", place))
     assert "no folder can be made" in sentence(evaluate("nn", "stripes", "--outcomes", tmp_path / "notes.txt"))
@@ -246,11 +246,11 @@ def test_classes_meet_by_name(home, monkeypatch, tmp_path):
 
 
 def test_features_are_timed_by_themselves(home, tmp_path):
-    assert evaluate("knn,lowshot", "stripes", "--set", "knn.ks=[2]", "lowshot.shots=[2]", "--memory", "--out", tmp_path / "lines.jsonl")[0] == 0
-    *scores, speed = read_lines(tmp_path / "lines.jsonl")
+    assert evaluate("knn,lowshot", "stripes", "--set", "knn.ks=[2]", "lowshot.shots=[2]", "--memory", "--out", tmp_path / "records.jsonl")[0] == 0
+    *scores, speed = read_records(tmp_path / "records.jsonl")
     assert (speed["evaluation"], speed["metric"], speed["protocol"]) == ("features", "images_per_s", {})
     assert 44 < speed["count"] <= 44 + 3 * 8, "all images, and the subsets for lowshot"
-    assert all(line["evaluation"] != "features" for line in scores)
+    assert all(record["evaluation"] != "features" for record in scores)
 
 
 FILM = ["--set", "davis.short_side=16", "davis.multiple=8"]
@@ -325,7 +325,7 @@ def test_explore_and_compare_refuse(home):
         (["explore", "--models", "encoder.safetensors", "--images", photo, "--size", 33], "size 33 is not a multiple of the patch size 8"),
         (["explore", "--models", "encoder.safetensors", "encoder.safetensors", "--images", photo], "two encoders are called"),
         (["explore", "--models", "encoder.safetensors", "--dataset", "stripes", "--count", 0], "--count is 0"),
-        (["compare", "mae", "moca", "--lines", "none.jsonl"], "none.jsonl: no such file of metric lines"),
+        (["compare", "mae", "moca", "--records", "none.jsonl"], "none.jsonl: no such file of records"),
         (["score", "--kind", "coco", "--truth", "none.json", "--results", "none.json"], "none.json: no such file"),
     ): assert expected in sentence(run(*argv))
 
@@ -338,29 +338,29 @@ DENSE = {"scenes-coco": ["prompt_segmentation,similarity,unsupervised_segmentati
 def test_dense_evaluations_from_end_to_end(home, tmp_path, monkeypatch, dataset):
     monkeypatch.delenv("MIMSSL_DATA")
     suite, *options = DENSE[dataset]
-    code, out, err = evaluate(suite, dataset, "--set", *options, "--baselines", "--memory", "--out", tmp_path / "lines.jsonl")
+    code, out, err = evaluate(suite, dataset, "--set", *options, "--baselines", "--memory", "--out", tmp_path / "records.jsonl")
     assert (code, err) == (0, "")
-    lines = read_lines(tmp_path / "lines.jsonl")
-    assert len(lines) == len(out.splitlines()) and all(line["metric"] in row for line, row in zip(lines, out.splitlines()))
+    records = read_records(tmp_path / "records.jsonl")
+    assert len(records) == len(out.splitlines()) and all(record["metric"] in row for record, row in zip(records, out.splitlines()))
     names = set(suite.split(","))
-    for name in ("encoder.safetensors", "untrained"): assert {line["evaluation"] for line in lines if line["run"] == name} == names
-    assert {line["evaluation"] for line in lines if line["run"] == "pixels"} == {n for n in names if SUITE[n].on_pixels}, "raw pixels do what needs no encoder, and nothing else"
-    for run_name in {line["run"] for line in lines}:
-        peaks = [line for line in lines if line["run"] == run_name and line["metric"] == "peak_mb"]
-        assert len(peaks) == len({line["evaluation"] for line in lines if line["run"] == run_name}) and all(line["value"] > 50 for line in peaks)
-    scores = [line for line in lines if line["metric"] != "peak_mb"]
-    assert all(line["count"] > 0 and line["seconds"] > 0 and line["protocol"] for line in scores)
-    for line in scores:                                    # every option is in the protocol, under its name or with what came of it
+    for name in ("encoder.safetensors", "untrained"): assert {record["evaluation"] for record in records if record["run"] == name} == names
+    assert {record["evaluation"] for record in records if record["run"] == "pixels"} == {n for n in names if SUITE[n].on_pixels}, "raw pixels do what needs no encoder, and nothing else"
+    for run_name in {record["run"] for record in records}:
+        peaks = [record for record in records if record["run"] == run_name and record["metric"] == "peak_mb"]
+        assert len(peaks) == len({record["evaluation"] for record in records if record["run"] == run_name}) and all(record["value"] > 50 for record in peaks)
+    scores = [record for record in records if record["metric"] != "peak_mb"]
+    assert all(record["count"] > 0 and record["seconds"] > 0 and record["protocol"] for record in scores)
+    for record in scores:                                    # every option is in the protocol, under its name or with what came of it
         for option in options:
             name, value = option.split("=")[0].split(".")[1], option.split("=")[1]
-            if option.startswith(f"{line['evaluation']}.") and name not in ("size", "epochs", "ks", "tune", "max_iter"): assert line["protocol"][name] == json.loads(value), (line, option)
+            if option.startswith(f"{record['evaluation']}.") and name not in ("size", "epochs", "ks", "tune", "max_iter"): assert record["protocol"][name] == json.loads(value), (record, option)
     code, _, err = evaluate(suite, dataset, "--set", *options, "--baselines", "--out", tmp_path / "again.jsonl", "--outcomes", tmp_path / "outcomes")
     assert (code, err) == (0, "")
-    assert untimed(read_lines(tmp_path / "again.jsonl")) == untimed(scores), "a second run gives other numbers"
+    assert untimed(read_records(tmp_path / "again.jsonl")) == untimed(scores), "a second run gives other numbers"
     if dataset == "scenes-city": return
     outcomes = read_outcomes(tmp_path / "outcomes")
-    for o in outcomes: assert len(o.values) == o.line["count"] and 100 * o.values.mean() == pytest.approx(o.line["value"], abs=1e-3), o.line
-    assert {o.line["evaluation"] for o in outcomes} >= names & {"unsupervised_segmentation", "attention_jaccard", "davis"}
+    for o in outcomes: assert len(o.values) == o.record["count"] and 100 * o.values.mean() == pytest.approx(o.record["value"], abs=1e-3), o.record
+    assert {o.record["evaluation"] for o in outcomes} >= names & {"unsupervised_segmentation", "attention_jaccard", "davis"}
 
 
 def test_pixels_alone_need_no_encoder(home, monkeypatch):

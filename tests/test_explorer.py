@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium her
 
 
 def colours(x):
-    "Mean and spread of the colours of 16 x 16 pixels, (1, 3, S, S) -> (1, h, w, 6)."
+    "Mean and std of the colours of 16 x 16 pixels, (1, 3, S, S) -> (1, h, w, 6)."
     cells = x.unfold(2, 16, 16).unfold(3, 16, 16).flatten(4)
     return torch.cat([cells.mean(-1), cells.std(-1)], 1).movedim(1, -1)
 

@@ -56,9 +56,9 @@ def test_recipes_are_named_like_their_methods():
 
 
 @pytest.mark.parametrize("profile", profiles(ROOT))
-def test_what_is_judged_is_trained(profile, tmp_path):
+def test_what_is_evaluated_is_trained(profile, tmp_path):
     params = yaml.safe_load(compose(profile, tmp_path / "params.yaml").read_text())
-    assert set(params["study"]["judged"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, "dvc.yaml trains the study's recipes, and mae_ct in stages of its own"
+    assert set(params["study"]["evaluated"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, "dvc.yaml trains the study's recipes, and mae_ct in stages of its own"
     for sweep in params["sweeps"]: assert sweep_runs(params, sweep)
 
 

@@ -8,7 +8,7 @@ from tiny import MAE, make_study, python
 HEAD = dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64)
 DINO = dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16)
 IBOT = DINO | dict(patch_out_dim=64)
-MOCA = dict(num_words=32, num_new_words=8, skip_offset=1, early_layer=1, decoder_dim=32, decoder_depth=1, decoder_heads=2)
+MOCA = dict(num_codewords=32, num_new_codewords=8, skip_offset=1, early_layer=1, decoder_dim=32, decoder_depth=1, decoder_heads=2)
 MMC = DINO | dict(cls_hidden_dim=32, cls_out_dim=16, max_block=.6, head_layers=1, cls_weight=.5)
 CASES = {   # a method, or a method and a word for the form: small options
     "mae": MAE,
@@ -16,17 +16,17 @@ CASES = {   # a method, or a method and a word for the form: small options
     "mae_nnclr": MAE | HEAD,
     "latent_mim": dict(num_visible=6, gap=2, projector_dim=32, decoder_dim=32, decoder_depth=1, decoder_heads=2),
     "moca": MOCA,
-    "moca-cls": MOCA | dict(pooling="cls", new_word="mean", mask_ratios=[.6], decoder_mask_ratios=[.3]),
+    "moca-cls": MOCA | dict(pooling="cls", new_codeword="mean", mask_ratios=[.6], decoder_mask_ratios=[.3]),
     "moca-released": MOCA | dict(codebook="released"),     # differs from one process on purpose: only process 0's words survive
     "dino": DINO | dict(use_bn=True),
     "dino-large": DINO | dict(local_crops=0),
     "ibot": IBOT,
     "ibot-separate": IBOT | dict(patch_out_dim=32, shared_head=False, shared_head_teacher=False),
-    "ibot-few": IBOT | dict(mask_shape="random"),            # two images: at times one process has hidden patches and the other has none
+    "ibot-few": IBOT | dict(mask_shape="random"),            # two images: at times one process has masked patches and the other has none
     "mocov3": dict(hidden_dim=32, out_dim=16),
     "mmc": MMC,
     "mmc-contrast": MMC | dict(pat_loss="contrast", combine="both", predictor=True, two_tau=False, rec_average="images"),
-    "mmc-few": MMC | dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3),   # the same for half-hidden patches
+    "mmc-few": MMC | dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3),   # the same for half-masked patches
 }
 STEPS, TOLERANCE = 3, 1e-5
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.judged=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
+SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.evaluated=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
          *(f"~study.suite.{name}" for name in ("lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg", "davis")),
          "study.suite.similarity.size=32", "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
          "recipes.mae.epochs=24", "recipes.mae.batch_size=32", "recipes.mae.save_every=1", "recipes.mae.optimiser.warmup_epochs=2",

@@ -7,13 +7,13 @@ from mimssl.data.scenes import davis_palette
 from mimssl.data.settings import BadInput
 from mimssl.data.sources import locate, open_dataset
 from mimssl.evaluation.suite import Bench, PixelBench
-from mimssl.evaluation.video import MEASURES, Propagation, davis_scores, eval_davis, follow, label_maps, object_scores, propagate, read_out, score_folder
+from mimssl.evaluation.davis import MEASURES, Propagation, davis_scores, eval_davis, follow, label_maps, object_scores, propagate, read_out, score_folder
 from mimssl.parts.encoder import EncoderConfig, build_encoder, init_xavier
 
 
 @pytest.fixture
 def reference():
-    "The folder of the real films with recorded scores."
+    "The folder of the real videos with recorded scores."
     try: root = locate("davis_mini")
     except BadInput: pytest.skip("the data set davis_mini is not here")
     if not (root / "reference_jf.json").is_file(): pytest.skip("davis_mini has no recorded scores")
@@ -34,9 +34,9 @@ def test_real_films(reference):
     expected = json.loads((reference / "reference_jf.json").read_text())
     agrees(*score_folder(open_dataset("davis_mini", "val"), reference / "results_osvos"), expected["osvos"])
     for split, name in (("val", "copy_first_frame"), ("multi", "copy_first_frame_multi_train")):
-        films = list(open_dataset("davis_mini", split))
-        copied = {f["name"]: [f["mask"]] * len(f["masks"]) for f in films}
-        agrees(*davis_scores({f["name"]: f["masks"] for f in films}, copied), expected[name])
+        videos = list(open_dataset("davis_mini", split))
+        copied = {f["name"]: [f["mask"]] * len(f["masks"]) for f in videos}
+        agrees(*davis_scores({f["name"]: f["masks"] for f in videos}, copied), expected[name])
 
 
 def drawn_masks(T=14, h=120, w=214):
@@ -98,8 +98,8 @@ def test_propagation_as_the_script():
 
 
 @pytest.fixture
-def films(tmp_path, monkeypatch):
-    "A data set of one film in the DAVIS layout, and a bench to score it."
+def videos(tmp_path, monkeypatch):
+    "A data set of one video in the DAVIS layout, and a bench to score it."
     images, mask = drawn_film(T=4)
     root = tmp_path / "davis2017"
     for folder in ("JPEGImages/480p/drawn", "Annotations/480p/drawn", "ImageSets/2017"): (root / folder).mkdir(parents=True)
@@ -118,23 +118,23 @@ def save(root, t, mask, palette=True):
     image.save(root / f"Annotations/480p/drawn/{t:05}.png")
 
 
-def test_in_the_suite(films, tmp_path):
-    root, run = films
+def test_in_the_suite(videos, tmp_path):
+    root, run = videos
     scores = {m: v for m, v, *_ in run(save=str(tmp_path / "out"))}
     assert set(scores) == {"jf", *MEASURES} and 0 < scores["jf"] < 100
     assert score_folder(open_dataset("davis2017", "val"), tmp_path / "out")[1]["jf"] * 100 == pytest.approx(scores["jf"])
     with Image.open(tmp_path / "out/drawn/00002.png") as image: assert (image.mode, image.getpalette()) == ("P", davis_palette())
 
 
-def test_colours_alone(films):
+def test_colours_alone(videos):
     "Raw pixels follow the crossing things by the colours of their patches."
-    root, _ = films
+    root, _ = videos
     scores = eval_davis(PixelBench("davis2017", device="cpu", progress=False), short_side=96, multiple=8)
     assert scores[0][0] == "jf" and scores[0][3]["features"] == "colours" and not {"layer", "norm", "kind", "positions"} & set(scores[0][3])
     (metric, value, count, _, outcomes), *_ = scores
     assert len(outcomes) == count == 2 and set(outcomes) == {"drawn/1", "drawn/2"} and 100 * sum(outcomes.values()) / 2 == pytest.approx(value)
-    film = open_dataset("davis2017", "val")[0]
-    moved = propagate(None, film["frames"], film["mask"], Propagation(short_side=96, multiple=8))
+    video = open_dataset("davis2017", "val")[0]
+    moved = propagate(None, video["frames"], video["mask"], Propagation(short_side=96, multiple=8))
     assert [int((m == 1).sum()) > 500 for m in moved] == [True] * 4
 
 
@@ -147,8 +147,8 @@ def test_colours_alone(films):
      "not the size of 00000.jpg"),
     (lambda root: save(root, 0, np.zeros((96, 160))), "nothing to score"),
 ])
-def test_bad_films(films, tmp_path, damage, sentence):
-    root, run = films
+def test_bad_films(videos, tmp_path, damage, sentence):
+    root, run = videos
     damage(root)
     with pytest.raises(BadInput) as error: run(save=str(tmp_path / "out"))
     assert sentence in str(error.value) and "\n" not in str(error.value)

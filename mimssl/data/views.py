@@ -153,16 +153,16 @@ def byol_views(
     radius=(0.1, 2.0),          # radius of the blur, pixels
     interpolation=None,         # None = the recipe's
 ) -> list:
-    "The two views of MOCA (§3), MoCo v3, MAE-CT_aug (§4) or DINO's large crops."
+    "The two views of MOCA (§3), MoCo v3, MAE-CT_aug (§4) or DINO's global crops."
     return [colour_view(size, recipe, scale, b, s, radius, interpolation) for b, s in zip(blur, solarise)]
 
 # %% ../../nbs/data/views.ipynb #05ee0721
 def multi_crop(
-    size: int,                    # large crops, pixels
-    local_size: int,              # small crops, pixels: a multiple of the patch size (DINO: 96 beside 224)
-    num_local: int = 8,           # how many small crops; 0 = none, and no group 'local'
-    global_scale=(0.4, 1.0),      # area of the large crops as a share of the picture
-    local_scale=(0.05, 0.4),      # area of the small crops
+    size: int,                    # global crops, pixels
+    local_size: int,              # local crops, pixels: a multiple of the patch size (DINO: 96 beside 224)
+    num_local: int = 8,           # how many local crops; 0 = none, and no group 'local'
+    global_scale=(0.4, 1.0),      # area of the global crops as a share of the picture
+    local_scale=(0.05, 0.4),      # area of the local crops
     radius=(0.1, 2.0),            # radius of the blur, pixels
 ) -> dict[str, list]:
     "The groups 'global' (2 views) and 'local' (`num_local` views) of DINO; scales and number make it iBOT's or MMC's."

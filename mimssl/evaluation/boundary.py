@@ -69,7 +69,7 @@ def over_frames(values, uint8_edges: bool = False) -> tuple[float, float, float]
     """Mean, recall (share above 0.5) and decay (first minus last quarter) of a score over frames (n,) [DAVIS-2017]; missing values (NaN) are left out.
     `uint8_edges` wraps the quarters' edges at 256 as the official code does; a decay with an empty quarter is NaN. Raises `BadInput` without values."""
     values = np.asarray(values, float)
-    if not values.size: raise BadInput("there are no frames to average over; the first and the last are left out, so a film needs three or more.")
+    if not values.size: raise BadInput("there are no frames to average over; the first and the last are left out, so a video needs three or more.")
     edges, wrap = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int), 256 if uint8_edges else len(values) + 1
     mean = lambda v: float(v[~np.isnan(v)].mean()) if (~np.isnan(v)).any() else math.nan
     first, last = (values[edges[i] % wrap:(edges[i + 1] + 1) % wrap] for i in (0, 3))

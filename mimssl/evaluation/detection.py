@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'COCO_NOVEL', 'COCO_BASE', 'read_truth', 'read_results', 'Scores', 'coco_scores', 'open_vocabulary_scores',
-           'lvis_scores', 'detection_lines']
+           'lvis_scores', 'detection_records']
 
 # %% ../../nbs/evaluation/detection.ipynb #9b0703c4
 import importlib, io, json, math, numbers, warnings
@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..data.lines import metric_line
+from ..data.records import metric_record
 from ..data.settings import BadInput
 
 # %% ../../nbs/evaluation/detection.ipynb #c68e6afb
@@ -138,7 +138,7 @@ class Scores:
     "The scores of one set of results."
     summary: dict[str, float]               # AP, AP50, ... in 0..1; -1 where no object counts
     classes: dict[str, dict[str, float]]    # AP and AP50 of each class by name
-    images: int                             # how many were judged
+    images: int                             # how many were evaluated
     protocol: dict                          # what the numbers depend on
 
 def _mean(x: np.ndarray) -> float:
@@ -176,10 +176,10 @@ def _coco_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarra
         dt.dataset = truth | {"annotations": []}      # (loadRes cannot take an empty list)
         dt = gt.loadRes(results) if results else dt
         dt.createIndex()
-        judge = COCOeval(gt, dt, kind)
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
+        evaluate = COCOeval(gt, dt, kind)
+        evaluate.evaluate()
+        evaluate.accumulate()
+    return evaluate.eval["precision"], evaluate.eval["recall"]
 
 def coco_scores(
     truth,                 # path of an annotation file in COCO's format, or its content
@@ -238,11 +238,11 @@ def _lvis_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarra
     library = _library("faster_coco_eval")
     with warnings.catch_warnings(action="ignore"):
         gt = library.COCO(truth)
-        judge = library.COCOeval_faster(gt, gt.loadRes(results), kind, lvis_style=True, print_function=lambda *_: None)
-        judge.params.maxDets = [max(Counter((r["image_id"], r["category_id"]) for r in results).values(), default=1)]   # no limit here
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"][..., 0], judge.eval["recall"][..., 0]
+        evaluate = library.COCOeval_faster(gt, gt.loadRes(results), kind, lvis_style=True, print_function=lambda *_: None)
+        evaluate.params.maxDets = [max(Counter((r["image_id"], r["category_id"]) for r in results).values(), default=1)]   # no limit here
+        evaluate.evaluate()
+        evaluate.accumulate()
+    return evaluate.eval["precision"][..., 0], evaluate.eval["recall"][..., 0]
 
 def lvis_scores(
     truth,                          # path of an annotation file of LVIS, or its content
@@ -265,9 +265,9 @@ def lvis_scores(
     return Scores({k: (found | groups)[k] for k in order}, _classes(truth, precision), len(truth["images"]), protocol)
 
 # %% ../../nbs/evaluation/detection.ipynb #179a9e08
-def detection_lines(scores: Scores, run: str, dataset: str, method: str | None = None, seed: int | None = None, recipe: str = "") -> list[dict]:
-    "Metric lines of the evaluation 'detection'; `seed` and `recipe` are those of the training."
+def detection_records(scores: Scores, run: str, dataset: str, method: str | None = None, seed: int | None = None, recipe: str = "") -> list[dict]:
+    "Records of the evaluation 'detection'; `seed` and `recipe` are those of the training."
     shape = {"bbox": "box_", "segm": "mask_"}[scores.protocol["iou"]]
     name = lambda key: key.lower() if scores.protocol["scorer"] == "ovd" else shape + key.lower()
-    return [metric_line(run, method or run, "detection", name(key), None if value < 0 else 100 * value, scores.images, seed, recipe, dataset, scores.protocol)
+    return [metric_record(run, method or run, "detection", name(key), None if value < 0 else 100 * value, scores.images, seed, recipe, dataset, scores.protocol)
             for key, value in scores.summary.items()]

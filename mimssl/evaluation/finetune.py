@@ -25,7 +25,7 @@ from ..data.settings import BadInput, pick_device, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from .features import FeatureSpec, pixel_stats, resolve
 from .lowshot import draw_subset, list_files, mean_and_std, read_subset
-from .probes import fitting_batch
+from .linear import fitting_batch
 from ..parts.draws import Draws
 from ..parts.encoder import resize_positions
 from ..parts.schedules import warmup_cosine
@@ -33,7 +33,7 @@ from ..parts.schedules import warmup_cosine
 # %% ../../nbs/evaluation/finetune.ipynb #0e3fc7f8
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    "How all weights are trained on labels; the fields are part of every metric line."
+    "How all weights are trained on labels; the fields are part of every record."
     epochs: int = 100
     batch: int = 1024
     base_lr: float = 5e-4              # the real one is base x batch / 256
@@ -182,7 +182,7 @@ def finetune(
     size: int | None = None,        # side of the crops in pixels; None: the encoder's own
     device="auto", seed: int = 0, workers: int | None = None, progress: bool = True,
 ) -> FinetuneResult:
-    "Train every weight of a copy of `vit` and judge it. Raises `BadInput` for data or a batch that cannot be used, and when the loss is no number."
+    "Train every weight of a copy of `vit` and evaluate it. Raises `BadInput` for data or a batch that cannot be used, and when the loss is no number."
     device, workers = pick_device(str(device)), settings().workers if workers is None else workers
     num_classes, data = _checked(train, test, rows, recipe), train if rows is None else Subset(train, rows.tolist())
     size, stats = size or vit.patch_embed.img_size[0], pixel_stats(vit)
@@ -238,11 +238,11 @@ def eval_finetune(
     found = [finetune(bench.vit, train, test, r, rows, size, bench.device, bench.seed, **bench.options) for rows in subsets]
     protocol = asdict(r) | dict(recipe=recipe, size=size or bench.vit.patch_embed.img_size[0], fraction=fraction, subsets=len(found), seed=bench.seed,
                                 labels=("published" if lists else "drawn") if fraction < 1 or lists else "all", precision="fp32" if bench.device.type == "cpu" else "bf16")
-    def lines(metric: str, selection: str, *images):
+    def records(metric: str, selection: str, *images):
         "A score over the subsets, with its standard deviation where there are several."
         values = [getattr(f, metric) for f in found]
         (mean, std), how = mean_and_std(values), protocol | dict(selection=selection) | (dict(chosen_by_subset=values) if len(values) > 1 else {})
         return [(metric, mean, len(found[0].right), how, *images)] + ([(f"{metric}_std", std, len(found[0].right), how)] if len(values) > 1 else [])
     right = torch.stack([f.right for f in found]).double().mean(0)   # (Q,)
-    top5 = lines("top5", "last epoch") if len(labels.unique()) >= 5 else []
-    return lines("top1", "last epoch", right) + top5 + lines("top1_paper", "test")
+    top5 = records("top5", "last epoch") if len(labels.unique()) >= 5 else []
+    return records("top1", "last epoch", right) + top5 + records("top1_paper", "test")

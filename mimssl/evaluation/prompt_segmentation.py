@@ -328,21 +328,21 @@ def eval_prompt_segmentation(
     bench.begin()
     run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, head=head, **bench.options)
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(bench.seed))[:tune].sort().values
-    tuned, tested, lines = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
+    tuned, tested, records = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
     own = asdict(p) | dict(thresholds=list(p.thresholds), tune=len(rows))
     if prompt != "random": del own["draws"]
     if test is not bench.data("test"): own |= dict(objects=test.kind)
     for c, found in tested.items():
         k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
         base = own | dict(centre=c)
-        line = lambda metric, value, *outcomes, **more: lines.append((metric, float(value), N, base | more, *outcomes))
+        record = lambda metric, value, *outcomes, **more: records.append((metric, float(value), N, base | more, *outcomes))
         more = dict(miou_category=dict(chosen_categories=found.by_category(k, category_names(test))))
         outcomes = {"miou": [found.by_object(k, bench.data("test").name)]}
-        for metric, value in found.at(k).items(): line(metric, value, *outcomes.get(metric, []), selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
-        line("miou_paper", found.curve[best], selection="test", chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
-        line("best_threshold", p.thresholds[best], selection="test")
-        line("miou_oracle", 100 * found.best.mean(), selection="each object")
-        line("miou_grid", 100 * found.grid.mean(), selection="none")
-        line("miou_token", 100 * found.token.mean(), selection="none")
-        line("below_token", 100 * found.below_token.mean(), selection="none")
-    return lines
+        for metric, value in found.at(k).items(): record(metric, value, *outcomes.get(metric, []), selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
+        record("miou_paper", found.curve[best], selection="test", chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
+        record("best_threshold", p.thresholds[best], selection="test")
+        record("miou_oracle", 100 * found.best.mean(), selection="each object")
+        record("miou_grid", 100 * found.grid.mean(), selection="none")
+        record("miou_token", 100 * found.token.mean(), selection="none")
+        record("below_token", 100 * found.below_token.mean(), selection="none")
+    return records

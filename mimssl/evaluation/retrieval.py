@@ -127,7 +127,7 @@ def both_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, d
     if len(owner) != len(texts):
         raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
     if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
-        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
+        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be evaluated.")
     return {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
 
 def recall(

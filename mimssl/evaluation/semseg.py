@@ -6,7 +6,7 @@
 __all__ = ['IGNORE', 'SEG_FORMS', 'confusion', 'seg_scores', 'seg_classes', 'class_presence', 'nested_subsets', 'resize_labels',
            'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid', 'dense_encoder', 'SegHead',
            'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order', 'SegCrops', 'crop_batches',
-           'cached_batches', 'whole_images', 'store_grids', 'judge', 'SegFit', 'fit_subset', 'eval_semseg',
+           'cached_batches', 'whole_images', 'store_grids', 'evaluate_heads', 'SegFit', 'fit_subset', 'eval_semseg',
            'patch_labels', 'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches',
            'fit_patches', 'eval_semseg_knn']
 
@@ -109,7 +109,7 @@ def seg_crop(image, mask: torch.Tensor, crop: int, short: int | None = None, sca
 # %% ../../nbs/evaluation/semseg.ipynb #91c01a11
 @dataclass(frozen=True)
 class SegForm:
-    "How a linear layer is trained for segmentation; the fields are part of every metric line."
+    "How a linear layer is trained for segmentation; the fields are part of every record."
     lrs: tuple = (1e-4, 3e-4, 1e-3, 3e-3)  # the rate is chosen on held-out training images
     weight_decay: float = 1e-3             # AdamW
     depths: tuple = (1.,)                  # blocks read, as shares of the depth; concatenated
@@ -288,8 +288,8 @@ def store_grids(encode, dataset, rows, patch: int, short: int | None = None, **o
         out[row] = grid, resize_labels(labels, [4 * side for side in grid.shape[:2]])
     return out
 
-def judge(encode, dataset, rows, heads: list, num_classes: int, patch: int, short=None, crop=None, **options) -> torch.Tensor:
-    "Confusion matrices (len(heads), C, C) on the images `rows`; `heads` are pairs of a `SegHead` and the rows it judges (None: all). `crop` None: no windows."
+def evaluate_heads(encode, dataset, rows, heads: list, num_classes: int, patch: int, short=None, crop=None, **options) -> torch.Tensor:
+    "Confusion matrices (len(heads), C, C) on the images `rows`; `heads` are pairs of a `SegHead` and the rows it evaluates (None: all). `crop` None: no windows."
     matrices = torch.zeros(len(heads), num_classes, num_classes, dtype=torch.long)
     for row, image, labels in whole_images(dataset, rows, patch, short, what="segmentation", **options):
         boxes = windows(*image.shape[1:], crop)
@@ -304,28 +304,28 @@ def judge(encode, dataset, rows, heads: list, num_classes: int, patch: int, shor
 @dataclass
 class SegFit:
     "Heads trained on one subset of the training images, one for each rate."
-    held: set         # rows of the images that judge `choosing`
+    held: set         # rows of the images that evaluate `choosing`
     choosing: list    # heads that have not seen them; [] where there is one rate
-    judged: list      # heads that have seen all
+    evaluated: list      # heads that have seen all
 
 def fit_subset(form: SegForm, rows: torch.Tensor, batches, num_classes: int, device="cpu", seed: int = 0, progress: bool = False) -> SegFit:
     "Train the heads of `form` on the images `rows`; `batches` as of `crop_batches` on the same rows."
     count = max(1, len(rows) // 10) if len(form.lrs) > 1 else 0
     held = set(torch.randperm(len(rows), generator=torch.Generator().manual_seed(key_seed(seed, "held out")))[:count].tolist())
-    judged = choosing = None
+    evaluated = choosing = None
     for grids, labels, places in track(batches, "linear segmentation", "steps", progress, form.iterations):
-        if judged is None:
-            judged, choosing = (SegHeads(form, grids[0].shape[-1], num_classes, device, seed) for _ in range(2))
-        judged.step(grids, labels)
+        if evaluated is None:
+            evaluated, choosing = (SegHeads(form, grids[0].shape[-1], num_classes, device, seed) for _ in range(2))
+        evaluated.step(grids, labels)
         if held and (kept := [i for i, place in enumerate(places) if place not in held]):
             choosing.step([grids[i] for i in kept], [labels[i] for i in kept])
-    return SegFit({int(rows[i]) for i in held}, choosing.heads if held else [], judged.heads)
+    return SegFit({int(rows[i]) for i in held}, choosing.heads if held else [], evaluated.heads)
 
 # %% ../../nbs/evaluation/semseg.ipynb #6969938a
-def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, tested: list, missing: list) -> list[tuple]:
-    "Metric lines of one budget: for each subset the held-out mIoU (`chosen`) and the test scores (`tested`) of the heads, and its missing classes."
+def _records(form: SegForm, base: dict, classes: list, count: int, chosen: list, tested: list, missing: list) -> list[tuple]:
+    "Records of one budget: for each subset the held-out mIoU (`chosen`) and the test scores (`tested`) of the heads, and its missing classes."
     best = lambda table: [int(np.argmax(np.nan_to_num(row))) for row in table]          # first of equals
-    paper, lines = best([[s["miou"] for s in heads] for heads in tested]), []
+    paper, records = best([[s["miou"] for s in heads] for heads in tested]), []
     own = best(chosen) if len(form.lrs) > 1 else paper
     for metric, places in (("miou", own), ("macc", own), ("aacc", own), ("miou_paper", paper))[:4 if len(form.lrs) > 1 else 3]:
         scores = [heads[i] for heads, i in zip(tested, places)]
@@ -334,8 +334,8 @@ def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, t
         protocol = base | dict(selection=selection, subsets=len(tested), chosen_lr=[form.lrs[i] for i in places], chosen_by_subset=values, chosen_missing=missing)
         if metric == "miou": protocol |= dict(chosen_iou=[{c: None if np.isnan(v) else round(v, 2) for c, v in zip(classes, s["iou"])} for s in scores])
         mean, std = mean_and_std(values)
-        lines += [(metric, mean, count, protocol)] + ([(f"{metric}_std", std, count, protocol)] if len(tested) > 1 else [])
-    return lines
+        records += [(metric, mean, count, protocol)] + ([(f"{metric}_std", std, count, protocol)] if len(tested) > 1 else [])
+    return records
 
 def eval_semseg(
     bench, spec=None,
@@ -347,7 +347,7 @@ def eval_semseg(
     batch: int | None = None,
     lrs: tuple[float, ...] | None = None,   # learning rates; None: the form's
     augment: bool = True,         # False: features of whole pictures, computed once
-    slide: bool | None = None,    # judge in windows of the crop; None: as `augment`
+    slide: bool | None = None,    # evaluate in windows of the crop; None: as `augment`
     half: bool = False,           # bfloat16 encoder on an accelerator
 ) -> list[tuple]:
     "Linear semantic segmentation on frozen patch features: miou, macc, aacc and (of several rates) miou_paper in percent, and for budgets their std. Raises `BadInput` before any training."
@@ -372,18 +372,18 @@ def eval_semseg(
         fits.append(fit_subset(form, r, batches, C, bench.device, bench.seed, options["progress"]))
         there = torch.stack([shown[int(i)] for i in r]).any(0)
         missing.append([c for c, has in zip(classes, there) if not has])
-    scores = lambda data, places, heads: [seg_scores(m) for m in judge(encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
+    scores = lambda data, places, heads: [seg_scores(m) for m in evaluate_heads(encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
     chosen = scores(train, sorted(set().union(*(f.held for f in fits))), [(h, f.held) for f in fits for h in f.choosing])
-    tested = scores(test, range(len(test)), [(h, None) for f in fits for h in f.judged])
+    tested = scores(test, range(len(test)), [(h, None) for f in fits for h in f.evaluated])
     used = {k: v for k, v in asdict(form).items() if augment or k != "scale"}
     if not (augment or slide): del used["crop"]
     base = dict(form=name, augment=augment, slide=slide, half=half, features="tokens" if bench.vit else "colours") | used
-    lines, at, k = [], 0, len(form.lrs)
+    records, at, k = [], 0, len(form.lrs)
     for n, found in subsets.items():
         mine = range(at, at := at + len(found))
-        held, judged = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
-        lines += _lines(form, base | dict(labels=n), classes, len(test), [[s["miou"] for s in heads] for heads in held], judged, [missing[i] for i in mine])
-    return lines
+        held, evaluated = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
+        records += _records(form, base | dict(labels=n), classes, len(test), [[s["miou"] for s in heads] for heads in held], evaluated, [missing[i] for i in mine])
+    return records
 
 # %% ../../nbs/evaluation/semseg.ipynb #a9d06b23
 def patch_labels(mask: torch.Tensor, size: int, patch: int, num_classes: int) -> torch.Tensor:
@@ -481,7 +481,7 @@ def eval_semseg_knn(
     sets = [squashed_patches(encode, data, rows, size, patch, C, progress) for data, rows in ((train, rest), (train, held), (test, range(len(test))))]
     scaler = StandardScaler().fit(sets[0][0].numpy())
     (x, y), (hx, hy), (tx, ty) = ((torch.from_numpy(scaler.transform(x.numpy())), y) for x, y in sets)
-    lines = []
+    records = []
     for name in classifiers:
         grid = [(k, d) for k in ks for d in distances] if name == "knn" else list(Cs)
         on_held = _choose(name, x[::subsample], y[::subsample], hx, hy, C, bench.device, max_iter, grid)
@@ -489,5 +489,5 @@ def eval_semseg_knn(
         found = seg_scores(_choose(name, torch.cat([x[::subsample], hx[::subsample]]), torch.cat([y[::subsample], hy[::subsample]]), tx, ty, C, bench.device, max_iter, [best])[0])
         protocol = dict(classifier=name, size=size, patch=patch, features="colours" if bench.vit is None else "tokens", subsample=subsample, selection="held-out train") | \
             (dict(ks=list(ks), distances=list(distances), chosen_k=best[0], chosen_distance=best[1]) if name == "knn" else dict(Cs=list(Cs), max_iter=max_iter, chosen_C=best))
-        lines += [(metric, found[metric], len(test), protocol) for metric in ("miou", "aacc")]
-    return lines
+        records += [(metric, found[metric], len(test), protocol) for metric in ("miou", "aacc")]
+    return records

@@ -131,8 +131,8 @@ def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: 
     "The intra and inter distributions of several encoders, by name, side by side. Returns the figure."
     import matplotlib.pyplot as plt
     columns = min(columns, len(found))
-    lines = -(-len(found) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(1.65 * columns + .3, 1.35 * lines + .3), sharex=True, squeeze=False)
+    records = -(-len(found) // columns)
+    fig, axes = plt.subplots(records, columns, figsize=(1.65 * columns + .3, 1.35 * records + .3), sharex=True, squeeze=False)
     edges = np.linspace(-1, 1, bins + 1)
     for ax, (name, one) in zip(axes.flat, found.items()):
         for histogram, label, colour in zip(one.histograms(bins), ("same object", "other objects"), ("C0", "C1")):
@@ -155,7 +155,7 @@ def eval_similarity(
     own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm, kind=kind, positions=positions, background=background, limit=limit)
     for name, value in (("limit", limit), ("bins", bins)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
-    test, head, lines = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
+    test, head, records = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
     dense_blocks(bench.vit, layer, kind, positions, head)
     bench.begin()
     for c in (centre,) if isinstance(centre, bool) else centre:
@@ -163,5 +163,5 @@ def eval_similarity(
         (p, q), base = found.histograms(bins), own | dict(centre=c) | (dict(objects=test.kind) if test is not bench.data("test") else {})
         more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
         more |= {metric: dict(chosen_categories=found.by_category(metric, category_names(test))) for metric in ("auroc", "variance")}
-        lines += [(metric, value, len(found.intra), base | more.get(metric, {})) for metric, value in found.scores(bins).items()]
-    return lines
+        records += [(metric, value, len(found.intra), base | more.get(metric, {})) for metric, value in found.scores(bins).items()]
+    return records

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from timm.models import VisionTransformer
 from torch.utils.data import Subset
-from ..data.lines import metric_line
-from ..data.outcomes import write_outcomes
+from ..data.records import metric_record
+from ..data.per_image import write_outcomes
 from ..data.settings import BadInput, make_folder, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
@@ -25,14 +25,14 @@ from .features import FeatureSpec, check_encoder, check_finite, extract_all, pix
 from .finetune import eval_finetune
 from .knn import KNN_VARIANTS, check_votes, knn, knn_sweep, nearest_neighbour
 from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
-from .probes import FORMS, AugmentedFeatures, CachedFeatures, check_classes, fitting_batch, probe_form, train_probe
+from .linear import FORMS, AugmentedFeatures, CachedFeatures, check_classes, fitting_batch, probe_form, train_probe
 from .prompt_segmentation import eval_prompt_segmentation
 from .retrieval import eval_retrieval, eval_zero_shot, load_open_clip
 from .semseg import eval_semseg, eval_semseg_knn
 from .similarity import eval_similarity
-from .transfer import eval_fewshot
-from .unsupervised import eval_attention_jaccard, eval_unsupervised_segmentation
-from .video import eval_davis
+from .fewshot import eval_fewshot
+from .unsupervised_segmentation import eval_attention_jaccard, eval_unsupervised_segmentation
+from .davis import eval_davis
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
 from ..parts.heads import load_patch_head
@@ -250,9 +250,9 @@ def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None =
     found = train_probe(form, source, *features, width, bench.seed, bench.options["progress"])
     base = bench.protocol(spec) | dict(form=name, optimiser=form.optimiser, epochs=form.epochs, batch=batch, batch_norm=form.batch_norm,
                                        base_lrs=list(form.lrs), weight_decays=list(form.weight_decays), augment=augment)
-    line = lambda metric, value, head, how: (metric, value, len(features[3]), base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
-    top5 = [line("top5", found.top5, found.head, "held-out train")] if len(features[1].unique()) >= 5 else []
-    return [(*line("top1", found.top1, found.head, "held-out train"), found.right), *top5, line("top1_paper", found.top1_paper, found.head_paper, "test")]
+    record = lambda metric, value, head, how: (metric, value, len(features[3]), base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
+    top5 = [record("top5", found.top5, found.head, "held-out train")] if len(features[1].unique()) >= 5 else []
+    return [(*record("top1", found.top1, found.head, "held-out train"), found.right), *top5, record("top1_paper", found.top1_paper, found.head_paper, "test")]
 
 # %% ../../nbs/evaluation/suite.ipynb #a66cd894
 def eval_lowshot(bench: Bench, spec: FeatureSpec, form: str, shots: tuple[int | float, ...] = (1, 2, 5, 0.01), lists: str | None = None) -> list[tuple]:
@@ -365,15 +365,15 @@ def rehearse(bench: Bench, specs: dict, options: dict):
         except Begun: pass
 
 def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
-    """Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds what was
-    needed: for each evaluation the most memory that the process held, peak_mb in MiB, and a line 'features' with the images read per second (`seconds`: for all)."""
+    """Records of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds what was
+    needed: for each evaluation the most memory that the process held, peak_mb in MiB, and a record 'features' with the images read per second (`seconds`: for all)."""
     names, read = suite_names(suite), dict(bench.reading)
     given, specs = _options(names, options), {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names}
     rehearse(bench, specs, given)
     if outcomes: make_folder(outcomes, "the folder of outcomes")
     for split in ("train", "test"):
         if wanted := [specs[n] for n in names if SUITE[n].wants is not None and split in SUITE[n].reads]: bench.read(split, wanted)
-    lines, line = [], lambda name, metric, value, count, protocol, seconds: metric_line(
+    records, record = [], lambda name, metric, value, count, protocol, seconds: metric_record(
         run, method, name, metric, value, count, seed, recipe, bench.dataset, bench.unusual() | protocol, bench.device.type, seconds)
     for name in names:
         start = time.perf_counter() - bench.reading["seconds"]
@@ -382,10 +382,10 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
         seconds = time.perf_counter() - bench.reading["seconds"] - start
         if memory: scores = [*scores, ("peak_mb", peak_mb(bench.device), scores[0][2], {})]
         for metric, value, count, protocol, *found in scores:
-            lines.append(line(name, metric, value, count, protocol, seconds))
-            if outcomes and found: write_outcomes(outcomes, lines[-1], *_named(bench, found[0]))
+            records.append(record(name, metric, value, count, protocol, seconds))
+            if outcomes and found: write_outcomes(outcomes, records[-1], *_named(bench, found[0]))
     images, seconds = (bench.reading[k] - read[k] for k in ("images", "seconds"))
-    return lines + ([line("features", "images_per_s", images / seconds, images, {}, seconds)] if memory and images else [])
+    return records + ([record("features", "images_per_s", images / seconds, images, {}, seconds)] if memory and images else [])
 
 def _named(bench: Bench, found) -> tuple[list, list]:
     "The names and the values of outcomes: name -> value, or those (Q,) of the test images."
@@ -396,17 +396,17 @@ def evaluate(
     model,                       # a timm VisionTransformer, or what `load_model` takes
     suite="knn,linear",          # names in `SUITE`, a list or separated by commas
     dataset: str = "scenes",     # name in the catalogue
-    run: str | None = None,      # of the lines; None: the model's name
+    run: str | None = None,      # of the records; None: the model's name
     method: str | None = None,
     seed: int | None = None,     # of the pre-training
     recipe: str = "",            # its fingerprint
     device="auto",
     options: dict | None = None, # per evaluation: {'knn': {'ks': [20]}, 'linear': {'epochs': 20}}
     outcomes=None,               # folder for the outcome of each image, of the evaluations that know it
-    memory: bool = False,        # also lines with the most memory of each evaluation, and with the speed of reading features
+    memory: bool = False,        # also records with the most memory of each evaluation, and with the speed of reading features
     **bench,                     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
 ) -> list[dict]:
-    "Evaluate an encoder: a list of metric lines. Raises `BadInput` before any work for unknown names and options."
+    "Evaluate an encoder: a list of records. Raises `BadInput` before any work for unknown names and options."
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
     vit = load_model(model) if isinstance(model, str) else model
@@ -416,9 +416,9 @@ def evaluate(
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
 def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, memory: bool = False, eval_seed: int = 0, **bench) -> list[dict]:
-    "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
+    "Records of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
     on_pixels = [n for n in suite_names(suite) if SUITE[n].on_pixels]
-    lines = run_suite(PixelBench(dataset, device=device, seed=eval_seed, **bench), on_pixels, "pixels", "pixels",
+    records = run_suite(PixelBench(dataset, device=device, seed=eval_seed, **bench), on_pixels, "pixels", "pixels",
                       options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes, memory=memory)
-    if vit is None: return lines
-    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, eval_seed, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)
+    if vit is None: return records
+    return records + run_suite(Bench(untrained(vit, seed), dataset, device, eval_seed, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)

@@ -103,9 +103,9 @@ class DINOOptions:
     warmup_teacher_epochs: int = 0
     centre_momentum: float = .9
     momentum: float = .996                   # of the teacher, to 1 by half a cosine
-    local_crops: int = 8                     # small crops; 0: none (then a wider global_scale, (.14, 1), is advised)
+    local_crops: int = 8                     # local crops; 0: none (then a wider global_scale, (.14, 1), is advised)
     local_size: int | None = None            # pixels; None: 3/7 of the image size (96 for 224), in whole patches
-    global_scale: tuple = (.4, 1.)           # area of large crops, as a share of the image
+    global_scale: tuple = (.4, 1.)           # area of global crops, as a share of the image
     local_scale: tuple = (.05, .4)
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ class DINOOptions:
 
 # %% ../../nbs/methods/dino.ipynb #f26c8165
 def local_crop_size(encoder: EncoderConfig, size: int | None) -> int:
-    "Pixels of a small crop: `size`, or 3/7 of the image size in whole patches. Raises `BadInput` for a size that is no multiple of the patch."
+    "Pixels of a local crop: `size`, or 3/7 of the image size in whole patches. Raises `BadInput` for a size that is no multiple of the patch."
     p = encoder.patch_size
     size = max(1, round(encoder.image_size * 3 / 7 / p)) * p if size is None else size
     if size < p or size % p: raise BadInput(f"local_size {size} is not a multiple of patch_size {p}; change one of them.")

@@ -226,10 +226,10 @@ class MAENNCLR(MAE):
     def forward(self, batch, draws, at) -> dict:
         o, images = self.options, batch["global"].flatten(0, 1)                                # (2*B, 3, S, S)
         noise = draws.rand("mask", len(batch["index"]), 2, self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
-        keep, hidden = random_masking(noise, o.mask_ratio)
+        keep, masked = random_masking(noise, o.mask_ratio)
         with draws.scope("drop_path"): tokens = encode(self.encoder, images, keep)
-        target = gather_tokens(patchify(images, self.patch_size), hidden)
-        mae = patch_mse(self.decoder(tokens, keep, hidden), standardise_patches(target) if o.norm_pix else target)
+        target = gather_tokens(patchify(images, self.patch_size), masked)
+        mae = patch_mse(self.decoder(tokens, keep, masked), standardise_patches(target) if o.norm_pix else target)
         out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch, draws)
         return {"loss": mae + o.loss_weight * out["loss"], "mae": mae.detach(), "nnclr": out["loss"].detach(), "neighbour_accuracy": out["neighbour_accuracy"]}
 

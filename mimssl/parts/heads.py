@@ -16,7 +16,7 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/heads.ipynb #ed88b618
 def projection_mlp(
-    *widths: int,                    # input, hidden ..., output
+    *widths: int,                    # input, masked ..., output
     last: str | None = "plain_bn",   # behind the last linear layer: 'bn', 'plain_bn' (no gain and bias) or None
 ) -> nn.Sequential:
     "Linear-BatchNorm-ReLU-...-linear on (N, widths[0]) -> (N, widths[-1]). Raises `BadInput` for an unknown `last`."
@@ -80,7 +80,7 @@ class IBOTHead(DINOHead):
 PATCH_HEADS = {"mmc": "teacher.pat_head.", "ibot": "teacher.head."}   # method -> where its tensors begin
 
 def load_patch_head(path) -> DINOHead | None:
-    "The teacher's patch head, in eval mode and with its `bottleneck` alone (no words), from a method.safetensors; None where the method has none. Raises `BadInput` for another kind of file."
+    "The teacher's patch head, in eval mode and with its `bottleneck` alone (no prototypes), from a method.safetensors; None where the method has none. Raises `BadInput` for another kind of file."
     if not Path(path).is_file(): return None
     try:
         with safe_open(path, "pt") as f:

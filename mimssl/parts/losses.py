@@ -16,7 +16,7 @@ def standardise_patches(patches: torch.Tensor) -> torch.Tensor:
     return (patches - mean) / (var + 1e-6) ** .5
 
 def patch_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    "Mean squared error of hidden patches, (B, n, P) each -> scalar."
+    "Mean squared error of masked patches, (B, n, P) each -> scalar."
     return (prediction - target).square().mean()
 
 # %% ../../nbs/parts/losses.ipynb #6fecfab9

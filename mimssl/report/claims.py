@@ -90,19 +90,19 @@ class Judgement:
 # %% ../../nbs/report/claims.ipynb #a56722a9
 def judge(
     id: str,                        # of the claim
-    better: list[dict],             # lines of the side that the claim says is better
-    than: dict[str, list[dict]],    # name -> lines, for each rival
+    better: list[dict],             # records of the side that the claim says is better
+    than: dict[str, list[dict]],    # name -> records, for each rival
     name: str = "",                 # of the better side; default: its method
     lower_is_better: bool = False,  # for times, losses and similarities that a claim says fall
 ) -> Judgement:
-    "Whether the better side is better than each rival under every score they share, by more than the spread over seeds."
+    "Whether the better side is better than each rival under every score they share, by more than the std over seeds."
     about = claim(id)
     if not better or not any(than.values()): return Judgement(about, NOT_RUN, "")
     name = name or label_of(better[0]["method"])
-    found = [(rival, d) for rival, lines in than.items() if lines for d in differences(better, lines)]
+    found = [(rival, d) for rival, records in than.items() if records for d in differences(better, records)]
     outcomes = [_outcome(d, lower_is_better) for _, d in found]
     outcome = FAILS if FAILS in outcomes else HOLDS if set(outcomes) == {HOLDS} else UNDECIDED
-    missing = [rival for rival, lines in than.items() if not lines]
+    missing = [rival for rival, records in than.items() if not records]
     if missing and outcome == HOLDS: outcome = UNDECIDED
     return Judgement(about, outcome, " ".join([*(_sentence(name, rival, d) for rival, d in found), *([f"Not run: {', '.join(missing)}."] if missing else [])]))
 
@@ -116,31 +116,31 @@ def _sentence(name: str, rival: str, d: Difference) -> str:
     "The numbers of one difference."
     digits = decimals([d.a.mean, d.b.mean])
     runs = lambda s: f"{s.show(digits)} ({s.count} seed{'s' * (s.count > 1)})"
-    spread = "spread unknown" if d.spread is None else f"spread {d.spread:.{digits}f}"
+    std = "std unknown" if d.std is None else f"std {d.std:.{digits}f}"
     note = f" [{d.note}]" if d.note else ""
-    return f"{score_name(*d.score.split('/'))}{note}: {name} {runs(d.a)}, {rival} {runs(d.b)}, difference {d.value:+.{digits}f}, {spread}."
+    return f"{score_name(*d.score.split('/'))}{note}: {name} {runs(d.a)}, {rival} {runs(d.b)}, difference {d.value:+.{digits}f}, {std}."
 
 # %% ../../nbs/report/claims.ipynb #03dd8907
 def judge_bound(
     id: str,
-    lines: list[dict],              # of one score; the value may be any number
+    records: list[dict],              # of one score; the value may be any number
     at_most: float | None = None,
     at_least: float | None = None,
     name: str = "",                 # what was measured; default: method and score
 ) -> Judgement:
-    "Whether the mean keeps within the bounds by more than its spread over seeds; one seed decides nothing."
+    "Whether the mean keeps within the bounds by more than its std over seeds; one seed decides nothing."
     about = claim(id)
     if at_most is None and at_least is None: raise BadInput(f"claim {id}: give at_most, at_least or both.")
-    if not lines: return Judgement(about, NOT_RUN, "")
-    s = summarise(per_seed(lines).values())
+    if not records: return Judgement(about, NOT_RUN, "")
+    s = summarise(per_seed(records).values())
     if s is None: return Judgement(about, UNDECIDED, "No run gave a number.")
     rooms = [room for bound, room in ((at_most, lambda b: b - s.mean), (at_least, lambda b: s.mean - b)) if bound is not None for room in [room(bound)]]
     room = min(rooms)   # how far inside the bounds; negative outside
     outcome = UNDECIDED if s.std is None or abs(room) <= s.std else HOLDS if room > 0 else FAILS
     bounds = " and ".join(f"{word} {b:g}" for word, b in (("at least", at_least), ("at most", at_most)) if b is not None)
-    name = name or f"{label_of(lines[0]['method'])} {score_name(lines[0]['evaluation'], lines[0]['metric'])}"
-    spread = "" if s.std is None else f" ± {s.std:.3g}"
-    return Judgement(about, outcome, f"{name}: {s.mean:.3g}{spread} ({s.count} seed{'s' * (s.count > 1)}), claimed {bounds}.")
+    name = name or f"{label_of(records[0]['method'])} {score_name(records[0]['evaluation'], records[0]['metric'])}"
+    std = "" if s.std is None else f" ± {s.std:.3g}"
+    return Judgement(about, outcome, f"{name}: {s.mean:.3g}{std} ({s.count} seed{'s' * (s.count > 1)}), claimed {bounds}.")
 
 # %% ../../nbs/report/claims.ipynb #7dccfd8b
 def claims_table(

@@ -10,7 +10,7 @@ __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'LOG_NAMES', 'style', 'save_f
 import logging
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np
 from pathlib import Path
-from ..data.lines import read_lines
+from ..data.records import read_records
 from ..data.settings import BadInput
 from .groups import NAMES, decimals, group, in_order, label_of, per_seed, score_name, select, series, summarise, value_of
 
@@ -53,18 +53,18 @@ def save_figure(
     return paths
 
 # %% ../../nbs/report/figures.ipynb #0822818d
-def scores_of(lines: list[dict], evaluation: str, metric: str) -> list[dict]:
-    "Lines of one score that have a value, methods in their fixed order. Raises `BadInput` when there are none."
-    found = [line for line in select(lines, evaluation=evaluation, metric=metric) if line["value"] is not None]
+def scores_of(records: list[dict], evaluation: str, metric: str) -> list[dict]:
+    "Records of one score that have a value, methods in their fixed order. Raises `BadInput` when there are none."
+    found = [record for record in select(records, evaluation=evaluation, metric=metric) if record["value"] is not None]
     if not found:
-        known = ", ".join(sorted({value_of(line, "score") for line in lines})) or "nothing"
-        raise BadInput(f"no line has the score {evaluation}/{metric}; these lines have {known}.")
+        known = ", ".join(sorted({value_of(record, "score") for record in records})) or "nothing"
+        raise BadInput(f"no record has the score {evaluation}/{metric}; these records have {known}.")
     return in_order(found)
 
 # %% ../../nbs/report/figures.ipynb #3d32370f
 def _references(ax, baselines: dict, horizontal: bool) -> None:
     "A dashed line for each baseline, named outside the axes, where nothing is drawn over the name."
-    found = sorted((summarise(per_seed(lines).values()).mean, method, note) for (method, note), lines in baselines.items())
+    found = sorted((summarise(per_seed(records).values()).mean, method, note) for (method, note), records in baselines.items())
     for i, (mean, method, note) in enumerate(found):
         line, text = dict(color=COLOURS[method], lw=1, ls=(0, (4, 2)), zorder=0), dict(fontsize=6.5, color=COLOURS[method], textcoords="offset points")
         if horizontal:
@@ -78,23 +78,23 @@ def _references(ax, baselines: dict, horizontal: bool) -> None:
 
 # %% ../../nbs/report/figures.ipynb #563fd753
 def bars(
-    lines: list[dict],
+    records: list[dict],
     evaluation: str, metric: str,
-    published: list[dict] = (),                               # lines with a source, drawn as open stars
+    published: list[dict] = (),                               # records with a source, drawn as open stars
     baselines: tuple[str, ...] = ("pixels", "untrained"),     # methods drawn as dashed lines
     title: str = "",
     ax=None,
 ):
     "One row for each method (and recipe or protocol, where they differ): a bar at the mean, a dot for each seed. Returns the axes."
-    groups = series(scores_of(lines, evaluation, metric))
+    groups = series(scores_of(records, evaluation, metric))
     rows = {k: v for k, v in groups.items() if k[0] not in baselines}
-    for line in published: rows.setdefault(next((k for k in rows if k[0] == line["method"]), (line["method"], "")), [])
+    for record in published: rows.setdefault(next((k for k in rows if k[0] == record["method"]), (record["method"], "")), [])
     ax = ax or plt.subplots(figsize=(COLUMN, .55 + .27 * max(3, len(rows))))[1]
-    digits = decimals(line["value"] for found in groups.values() for line in found)
+    digits = decimals(record["value"] for found in groups.values() for record in found)
     for y, ((method, note), found) in enumerate(rows.items()):
         _row(ax, y, method, list(per_seed(found).values()) if found else [], digits)
-        stars = [line for line in published if line["method"] == method] if y == [m for m, _ in rows].index(method) else []
-        for line in stars: _star(ax, y, line)
+        stars = [record for record in published if record["method"] == method] if y == [m for m, _ in rows].index(method) else []
+        for record in stars: _star(ax, y, record)
     _references(ax, {k: v for k, v in groups.items() if k[0] in baselines}, horizontal=False)
     if published: ax.text(1.02, -.75, "☆ published", transform=ax.get_yaxis_transform(), fontsize=6.5, va="bottom")
     ax.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
@@ -113,18 +113,18 @@ def _row(ax, y: int, method: str, values: list[float], digits: int) -> None:
     if len(values) > 1: ax.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white", mec="#222222", mew=.6)
     ax.annotate(summary.show(digits), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=6.5, annotation_clip=False)
 
-def _star(ax, y: int, line: dict) -> None:
+def _star(ax, y: int, record: dict) -> None:
     "A published number: an open star with its model's name below."
-    ax.plot(line["value"], y, ls="", marker="*", ms=7, mfc="white", mec="black", mew=.7)
-    ax.annotate(line["run"], (line["value"], y), (0, -7), textcoords="offset points", ha="center", va="center", fontsize=6)
+    ax.plot(record["value"], y, ls="", marker="*", ms=7, mfc="white", mec="black", mew=.7)
+    ax.annotate(record["run"], (record["value"], y), (0, -7), textcoords="offset points", ha="center", va="center", fontsize=6)
 
 # %% ../../nbs/report/figures.ipynb #a08410ab
 def curves(
-    lines: list[dict],
+    records: list[dict],
     evaluation: str, metric: str,
     over: str | dict[str, float],   # an option of the protocol, or {run without its seed: value}
     xlabel: str | None = None,      # default: the option's name
-    published: list[dict] = (),     # lines with a source, drawn dotted with open stars
+    published: list[dict] = (),     # records with a source, drawn dotted with open stars
     title: str = "",
     ax=None,
 ):
@@ -132,20 +132,20 @@ def curves(
     key = over if isinstance(over, str) else "recipe_name"
     place = (lambda line: value_of(line, key)) if isinstance(over, str) else (lambda line: over.get(value_of(line, key)))
     ax = ax or plt.subplots()[1]
-    groups = series(scores_of(lines, evaluation, metric), over=key)
-    along = {k: [line for line in v if place(line) is not None] for k, v in groups.items()}
+    groups = series(scores_of(records, evaluation, metric), over=key)
+    along = {k: [record for record in v if place(record) is not None] for k, v in groups.items()}
     for (method, note), found in along.items():
         if found: _curve(ax, method, note, [(x, [*per_seed(same).values()]) for x, same in _by(place, found)])
-    for line_set in group(list(published), "method", "run").values(): _dotted(ax, place, line_set)
+    for record_set in group(list(published), "method", "run").values(): _dotted(ax, place, record_set)
     _references(ax, {k: v for k, v in groups.items() if not along[k] and k[0] in COLOURS}, horizontal=True)
     ax.set(xlabel=xlabel or (over.replace("_", " ") if isinstance(over, str) else ""), ylabel=score_name(evaluation, metric).replace(": ", "\n"))
     _legend(ax, title)
     return ax
 
 # %% ../../nbs/report/figures.ipynb #fc3acc59
-def _by(place, lines: list[dict]) -> list[tuple]:
-    "Lines at equal places, in order of the place."
-    return [(x, [line for line in lines if place(line) == x]) for x in sorted({place(line) for line in lines})]
+def _by(place, records: list[dict]) -> list[tuple]:
+    "Records at equal places, in order of the place."
+    return [(x, [record for record in records if place(record) == x]) for x in sorted({place(record) for record in records})]
 
 def _curve(ax, method: str, note: str, points: list[tuple]) -> None:
     "Means joined, one standard deviation as a band."
@@ -164,11 +164,11 @@ def _legend(ax, title: str) -> None:
     ax.legend(handles, labels, title=title or None, alignment="left", ncols=max(1, min(4, int(fit))), columnspacing=1.2, title_fontsize=8,
               loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, borderpad=.1)
 
-def _dotted(ax, place, lines: list[dict]) -> None:
+def _dotted(ax, place, records: list[dict]) -> None:
     "A published curve."
-    points = sorted((place(line), line["value"]) for line in lines if place(line) is not None)
-    ax.plot(*zip(*points), ls=":", lw=1, color=COLOURS.get(lines[0]["method"], "black"), marker="*", ms=7, mfc="white",
-            label=f"{label_of(lines[0]['method'])} {lines[0]['run']}, published")
+    points = sorted((place(record), record["value"]) for record in records if place(record) is not None)
+    ax.plot(*zip(*points), ls=":", lw=1, color=COLOURS.get(records[0]["method"], "black"), marker="*", ms=7, mfc="white",
+            label=f"{label_of(records[0]['method'])} {records[0]['run']}, published")
 
 # %% ../../nbs/report/figures.ipynb #b9e6d17d
 def training_curves(
@@ -178,7 +178,7 @@ def training_curves(
     columns: int = 3,                           # panels side by side
 ):
     "Small panels, one for each logged number, runs overlaid in their methods' colours. Returns the figure."
-    logs = {run: log if isinstance(log, list) else read_lines(log) for run, log in logs.items()}
+    logs = {run: log if isinstance(log, list) else read_records(log) for run, log in logs.items()}
     keys = keys or logged_numbers(logs)
     if not keys: raise BadInput(f"the logs of {', '.join(logs) or 'no run'} hold no numbers to draw.")
     columns = min(columns, len(keys))

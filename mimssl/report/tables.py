@@ -11,7 +11,7 @@ __all__ = ['BEST', 'LETTERS', 'TASK', 'Cell', 'Table', 'to_text', 'to_html', 'to
 import html, textwrap
 import numpy as np
 from dataclasses import dataclass, field
-from ..data.outcomes import Outcomes, by_image
+from ..data.per_image import Outcomes, by_image
 from ..data.settings import BadInput
 from .groups import (COSTS, Summary, better, by_topic, decimals, describe, differing, group, in_order, label_of, per_seed, score_name,
                                   select, summarise, value_of)
@@ -145,13 +145,13 @@ def narrow(table: Table, width: int = 120) -> list[Table]:
     return parts
 
 # %% ../../nbs/report/tables.ipynb #985d4d3c
-def columns_of(lines: list[dict], row_keys: tuple[str, ...]) -> dict[tuple, list[dict]]:
-    "Lines by (score, protocol); the protocol is '' unless some row has several values of an option, or data sets differ."
+def columns_of(records: list[dict], row_keys: tuple[str, ...]) -> dict[tuple, list[dict]]:
+    "Records by (score, protocol); the protocol is '' unless some row has several values of an option, or data sets differ."
     columns = {}
-    for (score,), found in group(lines, "score").items():
+    for (score,), found in group(records, "score").items():
         keys = {k for row in group(found, *row_keys).values() for k in differing(row)} | ({"dataset"} & set(differing(found)))
         keys = [k for k in differing(found) if k in keys]
-        for line in found: columns.setdefault((score, describe(line, keys)), []).append(line)
+        for record in found: columns.setdefault((score, describe(record, keys)), []).append(record)
     return columns
 
 # %% ../../nbs/report/tables.ipynb #6234ff25
@@ -168,20 +168,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # %% ../../nbs/report/tables.ipynb #c962152b
 def result_table(
-    lines: list[dict],
+    records: list[dict],
     rows: str = "method",                # 'method' (mean over seeds) or 'run'
-    published: list[dict] = (),          # lines with a source, below a rule
+    published: list[dict] = (),          # records with a source, below a rule
     lower_is_better: tuple = (),         # metrics of which the lowest is marked, beside those that `better` knows
     baselines: tuple = ("pixels", "untrained"),              # never marked as best
     title: str = "",
 ) -> Table:
     "Rows of methods or runs, columns of scores (and protocols, where a row has several), mean ± standard deviation over seeds."
     if rows not in ("method", "run"): raise BadInput(f"rows is '{rows}'; a result table has rows of 'method' or 'run'.")
-    if not lines and not published: raise BadInput("there are no metric lines to tabulate; run an evaluation first.")
+    if not records and not published: raise BadInput("there are no records to tabulate; run an evaluation first.")
     keys = ("method", "recipe_name") if rows == "method" else ("method", "run")
-    lines, letters, numbers = in_order(lines), Notes(LETTERS), Notes("")
-    columns = columns_of(lines, keys)
-    body = group(lines, *keys)
+    records, letters, numbers = in_order(records), Notes(LETTERS), Notes("")
+    columns = columns_of(records, keys)
+    body = group(records, *keys)
     cells = {(row, column): _cell(found, columns[column], letters) for column in columns
              for row, found in group(columns[column], *keys).items()}
     for key, (summary, cell) in cells.items():   # a mean over fewer seeds than the row has says so
@@ -206,7 +206,7 @@ def _cell(found: list[dict], column: list[dict], letters: Notes) -> tuple[Summar
     summary = summarise(per_seed(found).values())
     return summary, Cell(summary.show(_digits(column)) if summary else "–", marks=(letters.mark(note),) if note and summary else ())
 
-def _digits(column: list[dict]) -> int: return decimals(line["value"] for line in column if line["value"] is not None)
+def _digits(column: list[dict]) -> int: return decimals(record["value"] for record in column if record["value"] is not None)
 
 def _mark_best(cells: dict, column: tuple, digits: int, way: int, baselines: tuple) -> None:
     "Mark the best mean of a column, and those that print the same; nothing where there is nothing to beat, or more is not `better` or worse."
@@ -228,23 +228,23 @@ def _row_name(row: tuple, body: dict, rows: str) -> str:
     if rows == "run": return name
     return label_of(method, name if sum(m == method for m, _ in body) > 1 else "")
 
-def _seeds_of(found: list[dict]) -> set: return {line["seed"] for line in found} - {None}
+def _seeds_of(found: list[dict]) -> set: return {record["seed"] for record in found} - {None}
 
 # %% ../../nbs/report/tables.ipynb #80cd83e5
 TASK = ("shots", "fraction", "labels")   # options that make another task of an evaluation
 
 def _published(published: list[dict], columns: dict) -> dict[tuple, list[tuple[str, str]]]:
     "Published numbers with their data set, protocol and source, by (row name, column): our column of that score if there is just one, of the same task, and they agree in data set."
-    cells, datasets = {}, {score: {line["dataset"] for line in found} for (score,), found in group(published, "score").items()}
-    for line in published:
-        score = value_of(line, "score")
-        homes = [c for c in columns if c[0] == score and all(value_of(line, k) in (None, value_of(columns[c][0], k)) for k in TASK)]
-        apart = ", ".join(filter(None, [line["dataset"] if len(datasets[score]) > 1 else "", describe(line, TASK), "as published"]))
+    cells, datasets = {}, {score: {record["dataset"] for record in found} for (score,), found in group(published, "score").items()}
+    for record in published:
+        score = value_of(record, "score")
+        homes = [c for c in columns if c[0] == score and all(value_of(record, k) in (None, value_of(columns[c][0], k)) for k in TASK)]
+        apart = ", ".join(filter(None, [record["dataset"] if len(datasets[score]) > 1 else "", describe(record, TASK), "as published"]))
         column = homes[0] if len(homes) == 1 and len(datasets[score]) == 1 and len([c for c in columns if c[0] == score]) == 1 else (score, apart)
-        note = "; ".join(filter(None, [line["dataset"], describe(line, [*line["protocol"]]), line["source"]]))
-        digits = _digits(columns[column] if column in columns else [line])
-        text = "–" if line["value"] is None else f"{line['value']:.{digits}f}"
-        cells.setdefault((f"{label_of(line['method'])} {line['run']}, published", column), []).append((text, note))
+        note = "; ".join(filter(None, [record["dataset"], describe(record, [*record["protocol"]]), record["source"]]))
+        digits = _digits(columns[column] if column in columns else [record])
+        text = "–" if record["value"] is None else f"{record['value']:.{digits}f}"
+        cells.setdefault((f"{label_of(record['method'])} {record['run']}, published", column), []).append((text, note))
     return cells
 
 def headline(published: list[dict]) -> list[dict]:
@@ -258,17 +258,17 @@ def _sourced(found: list[tuple[str, str]], numbers: Notes) -> Cell:
 
 # %% ../../nbs/report/tables.ipynb #71e41d55
 def topic_tables(
-    lines: list[dict],
+    records: list[dict],
     published: list[dict] = (),
     main: bool = True,            # main scores alone
     width: int = 120,             # of a table as text
     **options,                    # of `result_table`
 ) -> list[Table]:
     "A `result_table` of each topic of `by_topic`, under its name and data sets. Raises `BadInput` where there is nothing to tabulate."
-    ours, theirs = by_topic(lines, main), by_topic(published, main)
-    topics = [topic for topic in by_topic([*lines, *published], main) if topic in ours or topic in theirs]
-    if not topics: raise BadInput("there are no metric lines to tabulate; run an evaluation first, or ask for other evaluations or metrics.")
-    title = lambda topic: topic + (f" ({', '.join(dict.fromkeys(line['dataset'] for line in ours[topic]))})" if topic in ours else "")
+    ours, theirs = by_topic(records, main), by_topic(published, main)
+    topics = [topic for topic in by_topic([*records, *published], main) if topic in ours or topic in theirs]
+    if not topics: raise BadInput("there are no records to tabulate; run an evaluation first, or ask for other evaluations or metrics.")
+    title = lambda topic: topic + (f" ({', '.join(dict.fromkeys(record['dataset'] for record in ours[topic]))})" if topic in ours else "")
     tables = [result_table(ours.get(topic, []), published=theirs.get(topic, []), title=title(topic), **options) for topic in topics]
     return [part for table in tables for part in narrow(table, width)]
 
@@ -280,41 +280,41 @@ class Difference:
     note: str              # data set and protocol, where there are several
     a: Summary
     b: Summary
-    lines: tuple = field(default=((), ()), repr=False)   # of the two sides, two lists
+    records: tuple = field(default=((), ()), repr=False)   # of the two sides, two lists
 
     @property
     def value(self) -> float: return self.a.mean - self.b.mean
 
     @property
-    def spread(self) -> float | None:
+    def std(self) -> float | None:
         "Standard deviation of the difference of one run of each; None when a side has one run."
         return None if self.a.std is None or self.b.std is None else (self.a.std ** 2 + self.b.std ** 2) ** .5
 
     @property
     def exceeds(self) -> bool | None:
-        "Whether the difference is larger than its spread; None when that is unknown."
-        return None if self.spread is None else abs(self.value) > self.spread
+        "Whether the difference is larger than its std; None when that is unknown."
+        return None if self.std is None else abs(self.value) > self.std
 
 # %% ../../nbs/report/tables.ipynb #64a4e320
 def differences(a: list[dict], b: list[dict]) -> list[Difference]:
     "One difference for each score that both have, under protocols of their own where a side has several. Raises `BadInput` when none is shared."
     result = []
     for (score,), found_a in group(a, "score").items():
-        found_b = [line for line in b if value_of(line, "score") == score]
+        found_b = [record for record in b if value_of(record, "score") == score]
         keys = list(dict.fromkeys([*differing(found_a), *differing(found_b)])) if found_b else []
         for (note,), side_a in _noted(found_a, keys).items():
             side_b = _noted(found_b, keys).get((note,), [])
             if not side_b: continue
             means = [summarise(per_seed(side).values()) for side in (side_a, side_b)]
             if all(means): result.append(Difference(score, _unlike(side_a, side_b, note), *means, (side_a, side_b)))
-    if not result: raise BadInput("the two groups of lines share no score under one protocol; evaluate both with the same suite.")
+    if not result: raise BadInput("the two groups of records share no score under one protocol; evaluate both with the same suite.")
     return result
 
 # %% ../../nbs/report/tables.ipynb #517bd615
-def _noted(lines: list[dict], keys: list[str]) -> dict[tuple, list[dict]]:
-    "Lines by what they say of `keys`."
+def _noted(records: list[dict], keys: list[str]) -> dict[tuple, list[dict]]:
+    "Records by what they say of `keys`."
     groups = {}
-    for line in lines: groups.setdefault((describe(line, keys),), []).append(line)
+    for record in records: groups.setdefault((describe(record, keys),), []).append(record)
     return groups
 
 def _unlike(a: list[dict], b: list[dict], note: str) -> str:
@@ -355,18 +355,18 @@ def paired_bootstrap(
 
 # %% ../../nbs/report/tables.ipynb #f52f5572
 def outcomes_of(side: list[dict], outcomes: list[Outcomes]) -> Outcomes | None:
-    "Mean outcome of each image over the runs of `side` (lines of one score and protocol); None unless every run has one."
+    "Mean outcome of each image over the runs of `side` (records of one score and protocol); None unless every run has one."
     same = lambda line: (line["run"], line["dataset"], value_of(line, "score"), describe(line, sorted(k for k in line["protocol"] if not k.startswith("chosen_"))))
-    known, wanted = {same(o.line): o for o in outcomes}, {same(line) for line in side}
+    known, wanted = {same(o.record): o for o in outcomes}, {same(record) for record in side}
     if not wanted or not wanted <= set(known): return None
     runs = [known[key] for key in sorted(wanted)]
-    return Outcomes(runs[0].line, runs[0].names, np.mean([by_image(runs[0], o)[1] for o in runs], axis=0))
+    return Outcomes(runs[0].record, runs[0].names, np.mean([by_image(runs[0], o)[1] for o in runs], axis=0))
 
 def match_outcomes(found: list[Difference], a: list[Outcomes], b: list[Outcomes]) -> dict[tuple[str, str], tuple]:
     "(score, note) -> two (N,) arrays over the same images, for `compare`. Raises `BadInput` when no score has outcomes on both sides, or images differ."
-    sides = {(d.score, d.note): [outcomes_of(side, o) for side, o in zip(d.lines, (a, b))] for d in found}
+    sides = {(d.score, d.note): [outcomes_of(side, o) for side, o in zip(d.records, (a, b))] for d in found}
     matched = {key: by_image(*pair) for key, pair in sides.items() if all(pair)}
-    if not matched: raise BadInput("the outcomes belong to none of the compared scores; write them for both sides, with the options that the lines were made with.")
+    if not matched: raise BadInput("the outcomes belong to none of the compared scores; write them for both sides, with the options that the records were made with.")
     return matched
 
 # %% ../../nbs/report/tables.ipynb #610eb95d
@@ -375,9 +375,9 @@ def compare(
     names: tuple[str, str] = ("a", "b"),
     outcomes: tuple[list[Outcomes], list[Outcomes]] | None = None,   # of the two sides
 ) -> Table:
-    "Which differences of `a` from `b` in scores (time and memory are none) exceed their spread over seeds, and, where outcomes are given, over images."
-    header = ["score", *names, "difference", "spread", "exceeds\nits spread", *(["95 % interval\nover images"] if outcomes else [])]
-    table, found = Table(header, []), differences(*([line for line in side if line["metric"] not in COSTS] for side in (a, b)))
+    "Which differences of `a` from `b` in scores (time and memory are none) exceed their std over seeds, and, where outcomes are given, over images."
+    header = ["score", *names, "difference", "std", "exceeds\nits std", *(["95 % interval\nover images"] if outcomes else [])]
+    table, found = Table(header, []), differences(*([record for record in side if record["metric"] not in COSTS] for side in (a, b)))
     pairs = match_outcomes(found, *outcomes) if outcomes else {}
     for d in found:
         pair = pairs.get((d.score, d.note))
@@ -385,5 +385,5 @@ def compare(
         digits = decimals([d.a.mean, d.b.mean])
         seeds = lambda s: f"{s.show(digits)} ({s.count})"
         table.rows.append([Cell(score_name(*d.score.split("/")) + (f", {d.note}" if d.note else "")), Cell(seeds(d.a)), Cell(seeds(d.b)), Cell(f"{d.value:+.{digits}f}"),
-                           Cell("–" if d.spread is None else f"{d.spread:.{digits}f}"), Cell({True: "yes", False: "no", None: "unknown"}[d.exceeds]), *interval])
+                           Cell("–" if d.std is None else f"{d.std:.{digits}f}"), Cell({True: "yes", False: "no", None: "unknown"}[d.exceeds]), *interval])
     return table

@@ -23,7 +23,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from ..data.lines import append_lines, write_lines
+from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
@@ -271,7 +271,7 @@ class Run:
 
 # %% ../../nbs/training/loop.ipynb #dc532404
 def note(run: Run, values: dict[str, float], epoch_lines: bool = True):
-    "Add what belongs into the log after a step."
+    "Add what belongs in the log after a step."
     for name, x in values.items(): run.sums[name] = run.sums.get(name, 0.) + x
     where = {"epoch": run.step / run.per_epoch, "step": run.step, "lr": run.lr, "weight_decay": run.wd}
     if run.step % max(1, run.total // 200) == 0: run.log.append({"kind": "step", **where, **values})
@@ -410,7 +410,7 @@ def finish(run: Run, out_dir: Path, key: str):
     (out_dir / "recipe.json").unlink(missing_ok=True)
     with replacing(out_dir / "encoder.safetensors") as tmp: save_encoder(tmp, run.method.evaluated())
     save_weights(out_dir / "method.safetensors", run.method, run.about() | {"fingerprint": key, "seed": run.seed})
-    write_lines(out_dir / "log.jsonl", run.log)
+    write_records(out_dir / "log.jsonl", run.log)
     content = {"name": run.recipe.name, "fingerprint": key, "seed": run.seed, "steps": run.total, "recipe": result_of(run.recipe)}
     with replacing(out_dir / "recipe.json") as tmp: tmp.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
@@ -418,7 +418,7 @@ def write_times(run: Run, key: str, first: int, seconds: float):
     "How fast this session was, appended to times.jsonl in the scratch folder."
     images = (run.total - first) * run.recipe.batch_size
     memory = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    append_lines(settings().local / "times.jsonl", [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first, "steps": run.total,
+    append_records(settings().local / "times.jsonl", [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first, "steps": run.total,
         "seconds": seconds, "images_per_second": images / seconds, "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
         "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
 

@@ -9,7 +9,7 @@ __all__ = ['Sweep', 'dotted', 'read_sweep', 'sweep_runs', 'train_sweep']
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..data.lines import read_lines, write_lines
+from ..data.records import read_records, write_records
 from ..data.settings import BadInput
 from ..methods.method import closest
 from .loop import train
@@ -63,5 +63,5 @@ def train_sweep(params: dict, name: str, folder, progress: bool = True) -> list[
     "Train all runs of a sweep into folder/runs and write folder/curves.jsonl; returns the runs. Runs that are there already are kept."
     runs, folder = sweep_runs(params, name), Path(folder)
     for run, (recipe, seed) in runs.items(): train(recipe, seed, folder / "runs" / run, progress)
-    write_lines(folder / "curves.jsonl", [{"run": run} | line for run in runs for line in read_lines(folder / "runs" / run / "log.jsonl") if line["kind"] == "epoch"])
+    write_records(folder / "curves.jsonl", [{"run": run} | record for run in runs for record in read_records(folder / "runs" / run / "log.jsonl") if record["kind"] == "epoch"])
     return list(runs)

@@ -63,7 +63,7 @@ def test_library_needs_torch_and_timm_only():
 
 
 def code_of(path: Path) -> str:
-    "The Python of a module or of a notebook's code cells, without shell and magic lines."
+    "The Python of a module or of a notebook's code cells, without shell and magic records."
     if path.suffix == ".py": return path.read_text()
     cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     return "\n".join(line for cell in cells if not cell.startswith("%%") for line in cell.splitlines() if not line.startswith(("!", "%")))
@@ -108,10 +108,10 @@ def test_requirements_are_pinned():
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     from packaging.requirements import Requirement
-    for line in [*project["dependencies"], *project["optional-dependencies"]["study"]]:
-        need = Requirement(line)
+    for record in [*project["dependencies"], *project["optional-dependencies"]["study"]]:
+        need = Requirement(record)
         version = pins.get(re.sub(r"[-_.]+", "-", need.name).lower())
-        assert version and need.specifier.contains(version, prereleases=True), f"requirements.lock has {need.name}=={version}, pyproject.toml wants {line}"
+        assert version and need.specifier.contains(version, prereleases=True), f"requirements.lock has {need.name}=={version}, pyproject.toml wants {record}"
 
 
 def test_modules_define_what_they_use():
