@@ -21,92 +21,156 @@ class Parser(argparse.ArgumentParser):
     def error(self, message): raise BadInput(f"{self.prog}: {message}; see {self.prog} --help.")
 
 def assignments(texts: list[str] | None) -> dict:
-    "['a.b=1', ...] -> {'a.b': 1, ...}, values read as YAML. Raises `BadInput` for a text without '='."
+    """['a.b=1', ...] -> {'a.b': 1, ...}, values read as YAML.
+
+    Raises `BadInput` for a text without '='.
+    """
     found = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
-        if not equals or not key: raise BadInput(f"'{text}' is not of the form key=value, for example epochs=2 or optimiser.base_lr=1.0e-3.")
+        if not equals or not key:
+            raise BadInput(f"'{text}' is not of the form key=value, for example epochs=2 or "
+                           f"optimiser.base_lr=1.0e-3.")
         try: found[key] = yaml.safe_load(value)
-        except yaml.YAMLError: raise BadInput(f"'{text}': the value is not YAML; quote it.") from None
+        except yaml.YAMLError:
+            raise BadInput(f"'{text}': the value is not YAML; quote it.") from None
     return found
 
 # %% ../nbs/cli.ipynb #14b8a722
 def make_parser() -> Parser:
     "The parser of `python -m mimssl`."
-    cli = Parser(prog="python -m mimssl", description="Masked image modelling joined with distillation and contrast: train and evaluate encoders.")
+    cli = Parser(prog="python -m mimssl",
+                 description="Masked image modelling joined with distillation and contrast: train "
+                             "and evaluate encoders.")
     commands = cli.add_subparsers(dest="command", required=True, metavar="COMMAND")
     def command(name, help):
         c = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        c.add_argument("--data", metavar="DIR", help="folder that holds real data sets (else settings.ini)")
+        c.add_argument("--data", metavar="DIR",
+                       help="folder that holds real data sets (else settings.ini)")
         c.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (else settings.ini)")
         return c
-    c = commands.add_parser("data", help="generate the embedded data set in data/scenes", description="Generate the embedded data set in data/scenes.")
+    c = commands.add_parser("data", help="generate the embedded data set in data/scenes",
+                            description="Generate the embedded data set in data/scenes.")
     c.add_argument("--seed", type=int, default=0)
     c = command("pretrain", "train a recipe, or continue it")
     c.add_argument("--recipe", required=True, help="a name under `recipes` in params.yaml")
     c.add_argument("--params", metavar="FILE", help="default: params.yaml beside settings.ini")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--out", metavar="DIR", help="default: outputs/pretrain/<recipe>-s<seed>")
-    c.add_argument("--init-dir", metavar="DIR", help="output folder of the recipe's `init` (default: beside --out)")
-    c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="change values of the recipe, as epochs=2 optimiser.clip=1")
+    c.add_argument("--init-dir", metavar="DIR",
+                   help="output folder of the recipe's `init` (default: beside --out)")
+    c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE",
+                   help="change values of the recipe, as epochs=2 optimiser.clip=1")
     c = command("evaluate", "evaluate an encoder")
-    c.add_argument("--model", required=True, help="an encoder.safetensors, or a timm name such as vit_small_patch16_224.dino")
-    c.add_argument("--suite", default="knn,linear", help="evaluations, separated by commas (default: %(default)s)")
-    c.add_argument("--dataset", default="scenes", help="name in the catalogue (default: %(default)s)")
-    c.add_argument("--splits", metavar="TRAIN,TEST", help="names of its splits (default: train,val, or train,test where there is no val)")
-    c.add_argument("--eval-seed", type=int, default=0, metavar="SEED", help="of what evaluations draw at random (default: %(default)s)")
-    c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="options of evaluations, as knn.ks=[10,20] linear.epochs=20")
-    c.add_argument("--features", nargs="+", action="extend", metavar="KEY=VALUE", help="options of the features, as pooling=mean norm=false")
-    c.add_argument("--baselines", action="store_true", help="evaluate raw pixels and the untrained encoder too")
+    c.add_argument("--model", required=True,
+                   help="an encoder.safetensors, or a timm name such as vit_small_patch16_224.dino")
+    c.add_argument("--suite", default="knn,linear",
+                   help="evaluations, separated by commas (default: %(default)s)")
+    c.add_argument("--dataset", default="scenes",
+                   help="name in the catalogue (default: %(default)s)")
+    c.add_argument("--splits", metavar="TRAIN,TEST",
+                   help="names of its splits (default: train,val, or train,test where there is no "
+                        "val)")
+    c.add_argument("--eval-seed", type=int, default=0, metavar="SEED",
+                   help="of what evaluations draw at random (default: %(default)s)")
+    c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE",
+                   help="options of evaluations, as knn.ks=[10,20] linear.epochs=20")
+    c.add_argument("--features", nargs="+", action="extend", metavar="KEY=VALUE",
+                   help="options of the features, as pooling=mean norm=false")
+    c.add_argument("--baselines", action="store_true",
+                   help="evaluate raw pixels and the untrained encoder too")
     c.add_argument("--out", metavar="FILE", help="append the records to this file")
-    c.add_argument("--outcomes", metavar="DIR", help="write what became of each image to this folder, for `compare`")
-    c.add_argument("--memory", action="store_true", help="also say how much memory each evaluation held")
-    c = commands.add_parser("compare", help="say which differences of two runs or methods exceed their spread", description="Say which differences of A from B exceed "
-                            "their spread over seeds and, with outcomes, what the test images alone would explain.")
-    for name in "ab": c.add_argument(name, metavar=name.upper(), help="a run, the seeds of a recipe or method, or a file of records (.jsonl)")
-    c.add_argument("--records", nargs="+", action="extend", metavar="FILE", help="files of records (default: those of the study in params.yaml)")
-    c.add_argument("--outcomes", nargs="+", metavar="DIR", help="folder or file of outcomes that `evaluate --outcomes` wrote: one for both, or one each")
-    forms = dict(choices=("text", "markdown", "html", "latex"), default="text", help="default: %(default)s")
+    c.add_argument("--outcomes", metavar="DIR",
+                   help="write what became of each image to this folder, for `compare`")
+    c.add_argument("--memory", action="store_true",
+                   help="also say how much memory each evaluation held")
+    c = commands.add_parser(
+        "compare", help="say which differences of two runs or methods exceed their spread",
+        description="Say which differences of A from B exceed "
+        "their spread over seeds and, with outcomes, what the test images alone would explain.")
+    for name in "ab":
+        c.add_argument(name, metavar=name.upper(),
+                       help="a run, the seeds of a recipe or method, or a file of records (.jsonl)")
+    c.add_argument("--records", nargs="+", action="extend", metavar="FILE",
+                   help="files of records (default: those of the study in params.yaml)")
+    c.add_argument("--outcomes", nargs="+", metavar="DIR",
+                   help="folder or file of outcomes that `evaluate --outcomes` wrote: one for "
+                        "both, or one each")
+    forms = dict(choices=("text", "markdown", "html", "latex"), default="text",
+                 help="default: %(default)s")
     c.add_argument("--format", **forms)
-    c = commands.add_parser("report", help="tables of runs, beside published numbers", description="Tables of runs (mean and spread over seeds), beside published numbers.")
-    c.add_argument("files", nargs="*", metavar="FILE", help="files of records (default: those of the study in params.yaml)")
-    for name, default in (("methods", "all"), ("evaluations", "all"), ("metrics", "the main scores; all: all")):
-        c.add_argument(f"--{name}", metavar="NAMES", help=f"names, separated by commas (default: {default})")
-    c.add_argument("--published", action="store_true", help="also numbers of the papers and their repositories; of several in one source, such as a sweep, the best")
-    c.add_argument("--rows", choices=("method", "run"), default="method", help="default: %(default)s")
+    c = commands.add_parser("report", help="tables of runs, beside published numbers",
+                            description="Tables of runs (mean and spread over seeds), beside "
+                                        "published numbers.")
+    c.add_argument("files", nargs="*", metavar="FILE",
+                   help="files of records (default: those of the study in params.yaml)")
+    for name, default in (("methods", "all"), ("evaluations", "all"),
+                          ("metrics", "the main scores; all: all")):
+        c.add_argument(f"--{name}", metavar="NAMES",
+                       help=f"names, separated by commas (default: {default})")
+    c.add_argument("--published", action="store_true",
+                   help="also numbers of the papers and their repositories; of several in one "
+                        "source, such as a sweep, the best")
+    c.add_argument("--rows", choices=("method", "run"), default="method",
+                   help="default: %(default)s")
     c.add_argument("--format", **forms)
     c.add_argument("--out", metavar="FILE", help="write the tables to this file")
-    c = commands.add_parser("score", help="score the results of a detector, or the masks of videos", description="Score the boxes or masks of a detector, or the masks of videos.")
-    c.add_argument("--truth", required=True, help="annotations in the format of COCO or LVIS; for davis a data set of the catalogue")
-    c.add_argument("--results", required=True, help="list of image_id, category_id, score and bbox or segmentation; for davis a folder with a folder of PNGs for each sequence")
-    c.add_argument("--kind", required=True, choices=["coco", "ovd", "lvis", "davis"], help="COCO, open-vocabulary COCO (novel and base classes), LVIS or DAVIS")
-    c.add_argument("--iou", nargs="+", choices=["bbox", "segm"], help="of a detector: compare boxes, masks or both (default: bbox)")
-    for name in ("novel", "base"): c.add_argument(f"--{name}", nargs="+", metavar="CLASS", help=f"ovd: names of the {name} classes, or a text file with one a line (default: as the annotations say, else COCO's)")
-    c.add_argument("--per-image", metavar="N", help="lvis: results of an image that count, or all (default: 300; for Fixed AP: all)")
-    c.add_argument("--per-class", metavar="N", help="lvis: results of a class that count, or all (default: all; for Fixed AP: 10000)")
+    c = commands.add_parser("score", help="score the results of a detector, or the masks of videos",
+                            description="Score the boxes or masks of a detector, or the masks of "
+                                        "videos.")
+    c.add_argument("--truth", required=True, help="annotations in the format of COCO or LVIS; for "
+                                                  "davis a data set of the catalogue")
+    c.add_argument("--results", required=True,
+                   help="list of image_id, category_id, score and bbox or segmentation; for davis "
+                        "a folder with a folder of PNGs for each sequence")
+    c.add_argument("--kind", required=True, choices=["coco", "ovd", "lvis", "davis"],
+                   help="COCO, open-vocabulary COCO (novel and base classes), LVIS or DAVIS")
+    c.add_argument("--iou", nargs="+", choices=["bbox", "segm"],
+                   help="of a detector: compare boxes, masks or both (default: bbox)")
+    for name in ("novel", "base"):
+        c.add_argument(f"--{name}", nargs="+", metavar="CLASS",
+                       help=f"ovd: names of the {name} classes, or a text file with one a line "
+                            f"(default: as the annotations say, else COCO's)")
+    c.add_argument("--per-image", metavar="N", help="lvis: results of an image that count, or all "
+                                                    "(default: 300; for Fixed AP: all)")
+    c.add_argument("--per-class", metavar="N", help="lvis: results of a class that count, or all "
+                                                    "(default: all; for Fixed AP: 10000)")
     c.add_argument("--split", help="davis: of the data set (default: val)")
-    c.add_argument("--data", metavar="DIR", help="davis: folder that holds real data sets (else settings.ini)")
-    c.add_argument("--run", help="what the records call the model (default: the name of the results)")
-    c.add_argument("--dataset", help="what the records call the data set (default: the name of the truth)")
+    c.add_argument("--data", metavar="DIR",
+                   help="davis: folder that holds real data sets (else settings.ini)")
+    c.add_argument("--run",
+                   help="what the records call the model (default: the name of the results)")
+    c.add_argument("--dataset",
+                   help="what the records call the data set (default: the name of the truth)")
     c.add_argument("--out", metavar="FILE", help="append the records to this file")
     c = command("bench", "time and memory of a training step of every method, or of evaluations")
-    c.add_argument("--evaluations", nargs="?", const="", metavar="NAMES", help="measure evaluations at growing sizes: these, separated by commas, or all; "
+    c.add_argument("--evaluations", nargs="?", const="", metavar="NAMES",
+                   help="measure evaluations at growing sizes: these, separated by commas, or all; "
                    "of the options below --sizes and --out have an effect")
-    c.add_argument("--sizes", nargs="+", action="extend", metavar="NAME=N,N", help="of evaluations, as knn=1000,2000 davis=10 (default: three sizes each)")
+    c.add_argument("--sizes", nargs="+", action="extend", metavar="NAME=N,N",
+                   help="of evaluations, as knn=1000,2000 davis=10 (default: three sizes each)")
     c.add_argument("--methods", help="names, separated by commas (default: all)")
-    c.add_argument("--encoder", default="tiny", help="tiny, small, base, large or huge (default: %(default)s)")
-    for name, default in (("--image-size", 64), ("--patch-size", 8), ("--rounds", 5)): c.add_argument(name, type=int, default=default, help="default: %(default)s")
+    c.add_argument("--encoder", default="tiny",
+                   help="tiny, small, base, large or huge (default: %(default)s)")
+    for name, default in (("--image-size", 64), ("--patch-size", 8), ("--rounds", 5)):
+        c.add_argument(name, type=int, default=default, help="default: %(default)s")
     c.add_argument("--batch", type=int, help="default: 8 on a CPU, 128 elsewhere")
     c.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     c.add_argument("--compile", action="store_true", help="compile the transformer blocks")
-    c.add_argument("--out", metavar="FILE", help="records go here (default: outputs/local/speed.jsonl)")
-    c = command("explore", "write a page on which a click on a patch shows what encoders find similar")
-    c.add_argument("--models", required=True, nargs="+", metavar="MODEL", help="encoders to compare, as evaluate takes them")
+    c.add_argument("--out", metavar="FILE",
+                   help="records go here (default: outputs/local/speed.jsonl)")
+    c = command("explore",
+                "write a page on which a click on a patch shows what encoders find similar")
+    c.add_argument("--models", required=True, nargs="+", metavar="MODEL",
+                   help="encoders to compare, as evaluate takes them")
     c.add_argument("--images", nargs="+", default=[], metavar="FILE", help="photos")
-    c.add_argument("--dataset", help="name in the catalogue: take images, and masks where it has them, from there too")
+    c.add_argument("--dataset", help="name in the catalogue: take images, and masks where it has "
+                                     "them, from there too")
     c.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
-    c.add_argument("--count", type=int, default=8, help="take so many images of the data set, spread evenly (default: %(default)s)")
-    c.add_argument("--size", type=int, help="side of the input in pixels (default: 480/224 of each encoder's own, at most 480)")
+    c.add_argument("--count", type=int, default=8,
+                   help="take so many images of the data set, spread evenly (default: %(default)s)")
+    c.add_argument("--size", type=int, help="side of the input in pixels (default: 480/224 of each "
+                                            "encoder's own, at most 480)")
     c.add_argument("--out", metavar="FILE", default="explorer.html", help="default: %(default)s")
     return cli
 
@@ -119,19 +183,24 @@ def data(args):
 def read_params(path=None) -> dict:
     "The content of params.yaml. Raises `BadInput` when it is missing or not YAML."
     path = Path(path or settings().root / "params.yaml")
-    if not path.is_file(): raise BadInput(f"{path}: no such file of parameters; name one with --params.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file of parameters; name one with --params.")
     try: found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e: raise BadInput(f"{path}: not YAML ({str(e).splitlines()[0]}).") from None
-    if not isinstance(found, dict) or not isinstance(found.get("recipes"), dict): raise BadInput(f"{path}: has no mapping `recipes`; add one recipe or more.")
+    except yaml.YAMLError as e:
+        raise BadInput(f"{path}: not YAML ({str(e).splitlines()[0]}).") from None
+    if not isinstance(found, dict) or not isinstance(found.get("recipes"), dict):
+        raise BadInput(f"{path}: has no mapping `recipes`; add one recipe or more.")
     return found
 
 def pretrain(args):
     "Train a recipe."
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")    # else every process says that a method without frozen layers might be a little faster
+    # else every process says that a method without frozen layers might be a little faster
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mimssl.training.loop import train
     from mimssl.training.recipes import read_recipe
     recipe = read_recipe(read_params(args.params), args.recipe, assignments(args.set))
-    out = Path(args.out) if args.out else settings().outputs / "pretrain" / f"{args.recipe}-s{args.seed}"
+    out = (Path(args.out) if args.out
+           else settings().outputs / "pretrain" / f"{args.recipe}-s{args.seed}")
     path = train(recipe, args.seed, out, init_dir=args.init_dir)
     if first_process(): print(f"{recipe.name}: {os.path.relpath(path)}")
 
@@ -140,56 +209,80 @@ def bench(args):
     "Time a training step of every method, or evaluations of growing size."
     if args.evaluations: return bench_evaluations(args)
     from mimssl.training.bench import run_bench
-    run_bench(args.methods, args.encoder, args.image_size, args.patch_size, args.batch, args.device, args.rounds, args.precision, args.compile, args.out)
+    run_bench(args.methods, args.encoder, args.image_size, args.patch_size, args.batch, args.device,
+              args.rounds, args.precision, args.compile, args.out)
 
 def bench_evaluations(args):
     "Time evaluations at growing sizes; appends their records to a file."
     from mimssl.data.records import append_records
     from mimssl.evaluation.throughput import costs
     check_out(args.out)
-    records = costs([n.strip() for n in args.evaluations.split(",") if n.strip()], read_sizes(args.sizes), args.device or settings().device)
-    for record in records: print(f"{record['run']:<25} {record['protocol']['size']:>7} {record['protocol']['unit']:<8} {record['metric']:<12} {record['value']:>10.2f}")
+    records = costs([n.strip() for n in args.evaluations.split(",") if n.strip()],
+                    read_sizes(args.sizes), args.device or settings().device)
+    for record in records:
+        print(f"{record['run']:<25} {record['protocol']['size']:>7} "
+              f"{record['protocol']['unit']:<8} {record['metric']:<12} {record['value']:>10.2f}")
     append_records(args.out or settings().local / "evaluation_cost.jsonl", records)
 
 
 def read_sizes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
-    "['knn=1000,2000'] -> {'knn': (1000, 2000)}. Raises `BadInput` for what is no list of numbers above 0."
+    """['knn=1000,2000'] -> {'knn': (1000, 2000)}.
+
+    Raises `BadInput` for what is no list of numbers above 0.
+    """
     found = {}
     for text in texts or []:
         name, _, numbers = text.partition("=")
-        if not all(n.isdigit() and int(n) for n in numbers.split(",")): raise BadInput(f"--sizes {text}: write the name of an evaluation and its sizes, as knn=1000,2000.")
+        if not all(n.isdigit() and int(n) for n in numbers.split(",")):
+            raise BadInput(f"--sizes {text}: write the name of an evaluation and its sizes, as "
+                           f"knn=1000,2000.")
         found[name] = tuple(map(int, numbers.split(",")))
     return found
 
 # %% ../nbs/cli.ipynb #eafdc8da
 def provenance_of(model: str) -> dict:
-    "Run, method, seed and fingerprint of the run that wrote the encoder file `model`; empty for other models."
+    """Run, method, seed and fingerprint of the run that wrote the encoder file `model`; empty for
+    other models.
+    """
     record = Path(model).parent / "recipe.json"
     if Path(model).name != "encoder.safetensors" or not record.is_file(): return {}
     try: found = json.loads(record.read_text())
     except ValueError: found = {}
-    try: return {"run": f"{found['name']}-s{found['seed']}", "method": found["recipe"]["method"], "seed": found["seed"], "recipe": found["fingerprint"]}
-    except (KeyError, TypeError): raise BadInput(f"{record}: is not the record of a run; train it again, or move the encoder away from this file.") from None
+    try:
+        return {"run": f"{found['name']}-s{found['seed']}", "method": found["recipe"]["method"],
+                "seed": found["seed"], "recipe": found["fingerprint"]}
+    except (KeyError, TypeError):
+        raise BadInput(f"{record}: is not the record of a run; train it again, or move the encoder "
+                       f"away from this file.") from None
 
 def nested(flat: dict) -> dict:
     "{'knn.ks': x} -> {'knn': {'ks': x}}."
     found = {}
     for key, value in flat.items():
         owner, dot, name = key.partition(".")
-        if not dot: raise BadInput(f"'{key}' does not name its evaluation; write knn.{key}=... for example.")
+        if not dot:
+            raise BadInput(f"'{key}' does not name its evaluation; write knn.{key}=... for "
+                           f"example.")
         found.setdefault(owner, {})[name] = value
     return found
 
 def splits_of(dataset: str, given: str | None = None) -> tuple[str, str]:
-    "The splits to learn from and to test on: those `given` as 'train,test', else train and val, or test where there is no val. Raises `BadInput` for what the data set lacks."
+    """The splits to learn from and to test on: those `given` as 'train,test', else train and val,
+    or test where there is no val. Raises `BadInput` for what the data set lacks.
+    """
     from mimssl.data.sources import entry, locate
     known = entry(dataset).splits
     locate(dataset)
-    if given is None: return "train", next((split for split in ("val", "test") if split in known), known[-1])
+    if given is None:
+        return "train", next((split for split in ("val", "test") if split in known), known[-1])
     splits = tuple(name.strip() for name in given.split(","))
-    if len(splits) != 2: raise BadInput(f"--splits is '{given}'; give two names, of the images to learn from and to test on, as train,test.")
+    if len(splits) != 2:
+        raise BadInput(f"--splits is '{given}'; give two names, of the images to learn from and to "
+                       f"test on, as train,test.")
     for split in splits:
-        if split not in known: raise BadInput(f"data set '{dataset}' has no split '{split}'; it has {', '.join(known)}.")
+        if split not in known:
+            raise BadInput(f"data set '{dataset}' has no split '{split}'; it has "
+                           f"{', '.join(known)}.")
     return splits
 
 def evaluate(args):
@@ -198,8 +291,10 @@ def evaluate(args):
     from mimssl.evaluation import suite
     suite.suite_names(args.suite)                     # raises
     splits = splits_of(args.dataset, args.splits)
-    shared = dict(dataset=args.dataset, splits=splits, eval_seed=args.eval_seed, suite=args.suite, device=args.device or settings().device, outcomes=args.outcomes, memory=args.memory,
-                  options=nested(assignments(args.set)), features=assignments(args.features))
+    shared = dict(dataset=args.dataset, splits=splits, eval_seed=args.eval_seed, suite=args.suite,
+                  device=args.device or settings().device, outcomes=args.outcomes,
+                  memory=args.memory, options=nested(assignments(args.set)),
+                  features=assignments(args.features))
     tell(suite.evaluate(args.model, **shared, **provenance_of(args.model)), args.out)
     if args.baselines: tell(suite.baselines(vit=suite.load_model(args.model), **shared), args.out)
 
@@ -218,18 +313,23 @@ def tell(records: list[dict], out=None):
     if out: append_records(out, records)
     print("\n".join(rows(records)))
 
-SHOWN = ("split", "eval_seed", "k", "temperature", "chosen_temperature", "selection", "gallery", "shots", "labels", "size", "short", "short_side", "centre", "chosen_threshold", "objects")
+SHOWN = ("split", "eval_seed", "k", "temperature", "chosen_temperature", "selection", "gallery",
+         "shots", "labels", "size", "short", "short_side", "centre", "chosen_threshold", "objects")
 
 def rows(records: list[dict]) -> list[str]:
     "Records for reading, in columns."
     from mimssl.report.groups import describe, differing, group
-    apart = {key: differing(found) for key, found in group(records, "run", "evaluation", "metric").items()}
+    apart = {key: differing(found)
+             for key, found in group(records, "run", "evaluation", "metric").items()}
     def protocol(record):
         keys = (*SHOWN, *apart[record["run"], record["evaluation"], record["metric"]])
         return describe(record, list(dict.fromkeys(k for k in keys if k in record["protocol"])))
-    table = [(record["run"], record["dataset"], record["evaluation"], record["metric"], written(record), protocol(record)) for record in records]
-    widths = [max([least, *(len(row[i]) for row in table)]) for i, least in enumerate((24, 12, 12, 12, 6))]
-    return ["  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths)), row[4].rjust(widths[4]), row[5]]).rstrip() for row in table]
+    table = [(record["run"], record["dataset"], record["evaluation"], record["metric"],
+              written(record), protocol(record)) for record in records]
+    widths = [max([least, *(len(row[i]) for row in table)])
+              for i, least in enumerate((24, 12, 12, 12, 6))]
+    return ["  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths)), row[4].rjust(widths[4]),
+                       row[5]]).rstrip() for row in table]
 
 def written(record: dict) -> str:
     "The value of a record: percentages and large numbers with two decimals, fractions with three."
@@ -242,7 +342,9 @@ def explore(args):
     "Write the prompt explorer of some images and encoders."
     from mimssl.data.sources import open_dataset
     from mimssl.evaluation.explorer import export_html, with_names
-    if not args.images and not args.dataset: raise BadInput("there are no images to explore; name photos with --images or a data set with --dataset.")
+    if not args.images and not args.dataset:
+        raise BadInput("there are no images to explore; name photos with --images or a data set "
+                       "with --dataset.")
     if args.count < 1: raise BadInput(f"--count is {args.count}; take 1 image or more.")
     images = list(args.images)
     if args.dataset:
@@ -251,26 +353,38 @@ def explore(args):
         images += with_names(found, [i * len(found) // count for i in range(count)])
     if Path(args.out).is_dir(): raise BadInput(f"--out is '{args.out}', a folder; name a file.")
     make_folder(Path(args.out).parent, "the folder of --out")
-    path = export_html(images, args.models, args.out, size=args.size, device=args.device or settings().device)
+    path = export_html(images, args.models, args.out, size=args.size,
+                       device=args.device or settings().device)
     print(f"open {path} in a browser")
 
 # %% ../nbs/cli.ipynb #695d797b
-OF_KIND = dict(iou=("coco", "ovd", "lvis"), novel=("ovd",), base=("ovd",), per_image=("lvis",), per_class=("lvis",), split=("davis",), data=("davis",))
+OF_KIND = dict(iou=("coco", "ovd", "lvis"), novel=("ovd",), base=("ovd",), per_image=("lvis",),
+               per_class=("lvis",), split=("davis",), data=("davis",))
 
 def score(args):
-    "Score the results of a detector or the masks of videos; prints the numbers and appends their records to a file."
+    """Score the results of a detector or the masks of videos; prints the numbers and appends their
+    records to a file.
+    """
     check_out(args.out)
     for option, kinds in OF_KIND.items():
-        if getattr(args, option) is not None and args.kind not in kinds: raise BadInput(f"--{option.replace('_', '-')} is for {', '.join(kinds)}; leave it out for {args.kind}.")
+        if getattr(args, option) is not None and args.kind not in kinds:
+            raise BadInput(f"--{option.replace('_', '-')} is for {', '.join(kinds)}; leave it out "
+                           f"for {args.kind}.")
     run, dataset = args.run or Path(args.results).stem, args.dataset or Path(args.truth).stem
     tell((score_videos if args.kind == "davis" else score_detections)(args, run, dataset), args.out)
 
 def score_detections(args, run: str, dataset: str) -> list[dict]:
     "Records of boxes or masks of a detector."
     from mimssl.evaluation import detection
-    scorer, options = {"coco": (detection.coco_scores, {}), "ovd": (detection.open_vocabulary_scores, dict(novel=class_list(args.novel), base=class_list(args.base))),
-                       "lvis": (detection.lvis_scores, dict(per_image=limit(args.per_image, 300, "--per-image"), per_class=limit(args.per_class, None, "--per-class")))}[args.kind]
-    return [record for kind in dict.fromkeys(args.iou or ["bbox"]) for record in detection.detection_records(scorer(args.truth, args.results, kind=kind, **options), run, dataset)]
+    scorer, options = {"coco": (detection.coco_scores, {}),
+                       "ovd": (detection.open_vocabulary_scores,
+                               dict(novel=class_list(args.novel), base=class_list(args.base))),
+                       "lvis": (detection.lvis_scores, dict(
+                           per_image=limit(args.per_image, 300, "--per-image"),
+                           per_class=limit(args.per_class, None, "--per-class")))}[args.kind]
+    return [record for kind in dict.fromkeys(args.iou or ["bbox"])
+            for record in detection.detection_records(
+                scorer(args.truth, args.results, kind=kind, **options), run, dataset)]
 
 def score_videos(args, run: str, dataset: str) -> list[dict]:
     "Records of a folder of masks for a data set in the DAVIS layout."
@@ -280,49 +394,73 @@ def score_videos(args, run: str, dataset: str) -> list[dict]:
     data = videos(open_dataset(args.truth, args.split or "val"))
     found, means = score_folder(data, args.results)
     protocol = dict(scorer="davis", split=args.split or "val", videos=len(data))
-    return [metric_record(run, run, "davis", metric, 100 * value, len(found), None, "", dataset, protocol) for metric, value in means.items()]
+    return [metric_record(run, run, "davis", metric, 100 * value, len(found), None, "", dataset,
+                          protocol) for metric, value in means.items()]
 
 def limit(text: str | None, default: int | None, name: str) -> int | None:
     "A number of results, or None for 'all'. Raises `BadInput` for anything else."
     if text in (None, "all"): return default if text is None else None
-    if not text.isdigit() or not int(text): raise BadInput(f"{name} is '{text}'; give 1 or more, or all.")
+    if not text.isdigit() or not int(text):
+        raise BadInput(f"{name} is '{text}'; give 1 or more, or all.")
     return int(text)
 
 def class_list(given: list[str] | None) -> list[str] | None:
     "Names of classes, those in a text file where that is the one given."
     if not given or len(given) > 1 or not Path(given[0]).is_file(): return given
-    return [line.strip() for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip()
+            for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 # %% ../nbs/cli.ipynb #a72eabd0
 def metric_records(*files) -> list[dict]:
-    "The records of these files; without one, of the study's runs. Raises `BadInput` for a file of something else, or where there are no records."
+    """The records of these files; without one, of the study's runs.
+
+    Raises `BadInput` for a file of something else, or where there are no records.
+    """
     from mimssl.data.records import FIELDS, read_records
     records = [] if files else own_records()
     for file in files:
         found = read_records(file)
-        if not found or any(not isinstance(record, dict) or not set(FIELDS) <= set(record) for record in found):
-            raise BadInput(f"{file}: is not a file of records; name one that `evaluate --out` wrote.")
+        if not found or any(
+                not isinstance(record, dict) or not set(FIELDS) <= set(record) for record in found):
+            raise BadInput(f"{file}: is not a file of records; name one that `evaluate --out` "
+                           f"wrote.")
         records += found
     return records
 
 def own_records() -> list[dict]:
-    "The records of the study in params.yaml, as far as its runs were evaluated. Raises `BadInput` where none was."
+    """The records of the study in params.yaml, as far as its runs were evaluated.
+
+    Raises `BadInput` where none was.
+    """
     from mimssl.report.results import study_records
     study = read_params().get("study") if (settings().root / "params.yaml").is_file() else None
     records = study_records(study, settings().outputs, so_far=True) if study else []
-    if not records: raise BadInput(f"{settings().outputs}: holds no records of a study; run `make reproduce`, or name a file that `evaluate --out` wrote.")
+    if not records:
+        raise BadInput(f"{settings().outputs}: holds no records of a study; run `make reproduce`, "
+                       f"or name a file that `evaluate --out` wrote.")
     return records
 
 def one_side(name: str, files=()) -> list[dict]:
-    "The records of a run, of the seeds of a recipe or method among `files`, or of the file `name`. Raises `BadInput` unless there are some, of one recipe."
+    """The records of a run, of the seeds of a recipe or method among `files`, or of the file
+    `name`.
+
+    Raises `BadInput` unless there are some, of one recipe.
+    """
     from mimssl.report.groups import group, select, value_of
     own = Path(name).suffix == ".jsonl"
     records = metric_records(*([name] if own else files or []))
-    named = [record for record in records if name in (record["run"], value_of(record, "recipe_name"))]   # before a method of that name
-    found = records if own else [record for record in named or select(records, method=name) if record["source"] is None]
-    if not found: raise BadInput(f"'{name}' is no run, recipe or method of these records; they know {', '.join(sorted({record['run'] for record in records}))}.")
+    # before a method of that name
+    named = [record
+             for record in records if name in (record["run"], value_of(record, "recipe_name"))]
+    found = records if own else [record for record in named
+                                 or select(records, method=name) if record["source"] is None]
+    if not found:
+        raise BadInput(f"'{name}' is no run, recipe or method of these records; they know "
+                       f"{', '.join(sorted({record['run'] for record in records}))}.")
     recipes = [recipe for _, recipe in group(found, "method", "recipe_name")]
-    if len(recipes) > 1: raise BadInput(f"'{name}' has the recipes {', '.join(recipes)}; name one of them" + (f" and give --records {name}." if own else "."))
+    if len(recipes) > 1:
+        raise BadInput(f"'{name}' has the recipes {', '.join(recipes)}; name one of them"
+                       + (f" and give --records {name}." if own else "."))
     return found
 
 # %% ../nbs/cli.ipynb #2dad627d
@@ -337,16 +475,23 @@ def compare(args):
     from mimssl.report.groups import value_of
     from mimssl.report.results import write_tables
     sides = [one_side(name, args.records) for name in (args.a, args.b)]
-    if len(args.outcomes or []) > 2: raise BadInput(f"--outcomes names {len(args.outcomes)} folders; give one for both sides, or one each.")
-    outcomes = tuple(read_outcomes(path) for path in (args.outcomes * 2)[:2]) if args.outcomes else None
+    if len(args.outcomes or []) > 2:
+        raise BadInput(f"--outcomes names {len(args.outcomes)} folders; give one for both sides, "
+                       f"or one each.")
+    outcomes = (tuple(read_outcomes(path) for path in (args.outcomes * 2)[:2]) if args.outcomes
+                else None)
     runs = [{record["run"] for record in side} for side in sides]
-    names = [name if Path(name).suffix != ".jsonl" else min(own) if len(own) == 1 else value_of(side[0], "recipe_name") for name, own, side in zip((args.a, args.b), runs, sides)]
+    names = [name if Path(name).suffix != ".jsonl" else min(own) if len(own) == 1
+             else value_of(side[0], "recipe_name")
+             for name, own, side in zip((args.a, args.b), runs, sides)]
     table = tables.compare(*sides, names if len({*names}) > 1 else (args.a, args.b), outcomes)
     if args.format != "text": return print(write_tables([table], args.format))
     print(table.text(columns()))
     answers = [row[5].text for row in table.rows]
-    one_run = f"; of {n} it is unknown, a side has one run" if (n := answers.count("unknown")) else ""
-    print(f"{answers.count('yes')} of {len(answers)} differences exceed their std over seeds{one_run}.")
+    one_run = (f"; of {n} it is unknown, a side has one run" if (n := answers.count("unknown"))
+               else "")
+    print(f"{answers.count('yes')} of {len(answers)} differences exceed their std over "
+          f"seeds{one_run}.")
 
 # %% ../nbs/cli.ipynb #748ce943
 def report(args):
@@ -355,13 +500,17 @@ def report(args):
     from mimssl.report.published import published
     from mimssl.report.results import write_tables
     from mimssl.report.tables import headline, topic_tables
-    if args.out and Path(args.out).is_dir(): raise BadInput(f"--out is '{args.out}', a folder; name a file.")
+    if args.out and Path(args.out).is_dir():
+        raise BadInput(f"--out is '{args.out}', a folder; name a file.")
     ours, theirs = metric_records(*args.files), published() if args.published else []
     wanted = chosen(args, ours + theirs)
     ours = select(ours, **wanted)
-    for key in ("evaluation", "metric"):                  # of the published numbers what ours have, else they would be most of the table
-        if ours and key not in wanted: theirs = select(theirs, **{key: {record[key] for record in ours}})
-    tables = topic_tables(ours, headline(select(theirs, **wanted)), main=args.metrics is None, width=columns() or 120, rows=args.rows)
+    # of the published numbers what ours have, else they would be most of the table
+    for key in ("evaluation", "metric"):
+        if ours and key not in wanted:
+            theirs = select(theirs, **{key: {record[key] for record in ours}})
+    tables = topic_tables(ours, headline(select(theirs, **wanted)), main=args.metrics is None,
+                          width=columns() or 120, rows=args.rows)
     text = write_tables(tables, args.format)
     if not args.out: return print(text)
     make_folder(Path(args.out).parent, "the folder of --out")
@@ -369,13 +518,19 @@ def report(args):
     print(f"report: {args.out}")
 
 def chosen(args, records: list[dict]) -> dict[str, list[str]]:
-    "What --methods, --evaluations and --metrics name, for `select`. Raises `BadInput` for a name that no record has."
+    """What --methods, --evaluations and --metrics name, for `select`.
+
+    Raises `BadInput` for a name that no record has.
+    """
     found = {}
     for key in ("method", "evaluation", "metric"):
         if (text := getattr(args, f"{key}s")) in (None, "all"): continue
-        found[key], known = [name.strip() for name in text.split(",")], sorted({record[key] for record in records})
+        found[key], known = ([name.strip() for name in text.split(",")],
+                             sorted({record[key] for record in records}))
         for name in found[key]:
-            if name not in known: raise BadInput(f"--{key}s: no record has the {key} '{name}'; they have {', '.join(known)}.")
+            if name not in known:
+                raise BadInput(f"--{key}s: no record has the {key} '{name}'; they have "
+                               f"{', '.join(known)}.")
     return found
 
 # %% ../nbs/cli.ipynb #c6487b1d
@@ -387,18 +542,23 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(argv)
         for name in ("data", "device"):
-            if getattr(args, name, None): os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))
-        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "compare": compare, "report": report, "score": score, "bench": bench, "explore": explore}[args.command](args)
+            if getattr(args, name, None):
+                os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))
+        {"data": data, "pretrain": pretrain, "evaluate": evaluate, "compare": compare,
+         "report": report, "score": score, "bench": bench, "explore": explore}[args.command](args)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # whoever read the output, such as `head`, has enough
+        # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BadInput as e:
         if first_process(): print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if first_process(): print("interrupted" + ("; the same command continues from the last checkpoint." if args and args.command == "pretrain" else "."), file=sys.stderr)
+        if first_process():
+            print("interrupted" + ("; the same command continues from the last checkpoint." if args
+                                   and args.command == "pretrain" else "."), file=sys.stderr)
         return 130
     finally:
         dist = sys.modules.get("torch.distributed")

@@ -26,36 +26,60 @@ def write_outcomes(
     names,        # (N,) str, of the images
     values,       # (N,) bool or in [0, 1]
 ) -> Path:
-    "Write the outcomes behind `record` into `folder`, atomically; returns the file. Raises `BadInput` unless there is one outcome for each image."
+    """Write the outcomes behind `record` into `folder`, atomically; returns the file.
+
+    Raises `BadInput` unless there is one outcome for each image.
+    """
     names, values = np.asarray(names, dtype=str), np.asarray(values, dtype=np.float32)
-    if names.shape != values.shape or names.ndim != 1: raise BadInput(f"{len(names)} names and outcomes of shape {values.shape}; give one outcome for each image.")
-    key = hashlib.blake2b(json.dumps([record["dataset"], record["protocol"]], sort_keys=True).encode(), digest_size=4).hexdigest()
-    stem = re.sub(r"[^\w.-]+", "_", f"{record['run']}-{record['evaluation']}-{record['metric']}-{key}")
+    if names.shape != values.shape or names.ndim != 1:
+        raise BadInput(f"{len(names)} names and outcomes of shape {values.shape}; give one outcome "
+                       f"for each image.")
+    key = hashlib.blake2b(
+        json.dumps([record["dataset"], record["protocol"]], sort_keys=True).encode(),
+        digest_size=4).hexdigest()
+    stem = re.sub(r"[^\w.-]+", "_",
+                  f"{record['run']}-{record['evaluation']}-{record['metric']}-{key}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     partial, path = (Path(folder) / f"{stem}.{end}" for end in (f"{os.getpid()}.tmp", "npz"))
-    with open(partial, "wb") as f: np.savez_compressed(f, record=json.dumps(record), names=names, values=values)
+    with open(partial, "wb") as f:
+        np.savez_compressed(f, record=json.dumps(record), names=names, values=values)
     os.replace(partial, path)
     return path
 
 # %% ../../nbs/data/per_image.ipynb #46e986e3
 def read_outcomes(*paths) -> list[Outcomes]:
-    "The outcomes in these files and folders. Raises `BadInput` for a missing path, a folder without any, or a file of another kind."
+    """The outcomes in these files and folders.
+
+    Raises `BadInput` for a missing path, a folder without any, or a file of another kind.
+    """
     found = []
     for path in map(Path, paths):
         files = sorted(path.rglob("*.npz")) if path.is_dir() else [path]
-        if not files: raise BadInput(f"{path}: holds no outcomes (*.npz); write them with `python -m mimssl evaluate --outcomes {path}`.")
+        if not files:
+            raise BadInput(f"{path}: holds no outcomes (*.npz); write them with `python -m mimssl "
+                           f"evaluate --outcomes {path}`.")
         for file in files:
-            if not file.is_file(): raise BadInput(f"{file}: no such file or folder of outcomes; write it with `python -m mimssl evaluate --outcomes DIR`.")
+            if not file.is_file():
+                raise BadInput(f"{file}: no such file or folder of outcomes; write it with `python "
+                               f"-m mimssl evaluate --outcomes DIR`.")
             try:
-                with np.load(file, allow_pickle=False) as f: found.append(Outcomes(json.loads(str(f["record"])), f["names"], f["values"]))
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile): raise BadInput(f"{file}: holds no outcomes, or is damaged; delete it and run the evaluation again.") from None
+                with np.load(file, allow_pickle=False) as f:
+                    found.append(Outcomes(json.loads(str(f["record"])), f["names"], f["values"]))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                raise BadInput(f"{file}: holds no outcomes, or is damaged; delete it and run the "
+                               f"evaluation again.") from None
     return found
 
 # %% ../../nbs/data/per_image.ipynb #6f3ba729
 def by_image(a: Outcomes, b: Outcomes) -> tuple[np.ndarray, np.ndarray]:
-    "The values of both (N,), in the order of `a`. Raises `BadInput` when they are not of the same images."
+    """The values of both (N,), in the order of `a`.
+
+    Raises `BadInput` when they are not of the same images.
+    """
     place = {name: i for i, name in enumerate(b.names.tolist())}
     only = sorted(set(a.names.tolist()) ^ set(place))
     if only or len(a.names) != len(b.names):
-        raise BadInput(f"the outcomes of {a.record['run']} and {b.record['run']} are of different images ({', '.join(only[:1]) or 'some twice'} is not in both); evaluate both on one data set.")
+        raise BadInput(f"the outcomes of {a.record['run']} and {b.record['run']} are of different "
+                       f"images ({', '.join(only[:1]) or 'some twice'} is not in both); evaluate "
+                       f"both on one data set.")
     return a.values, b.values[[place[name] for name in a.names.tolist()]]

@@ -11,11 +11,12 @@ from pathlib import Path
 from .settings import BadInput
 
 # %% ../../nbs/data/records.ipynb #414ca0cb
-FIELDS = ("run", "method", "dataset", "evaluation", "metric", "value", "count", "seed", "recipe", "device", "seconds",
-          "protocol", "source")
+FIELDS = ("run", "method", "dataset", "evaluation", "metric", "value", "count", "seed", "recipe",
+          "device", "seconds", "protocol", "source")
 
 def metric_record(
-    run: str,              # the trained run, e.g. 'mae-s0'; baselines 'pixels', 'untrained'; a paper's number: its model
+    # the trained run, e.g. 'mae-s0'; baselines 'pixels', 'untrained'; a paper's number: its model
+    run: str,
     method: str,           # 'mae', 'dino', ... as in METHODS, or 'pixels', 'untrained'
     evaluation: str,       # 'knn', 'linear', ...
     metric: str,           # 'top1', 'miou', ...; accuracies, IoU and AP in percent
@@ -26,7 +27,8 @@ def metric_record(
     dataset: str,          # name in the catalogue
     protocol: dict,        # every option that changes the number
     device: str = "cpu",   # device type
-    seconds: float | None = None,  # wall clock of the evaluation; None in files that must be byte-identical
+    # wall clock of the evaluation; None in files that must be byte-identical
+    seconds: float | None = None,
     source: str | None = None,     # where a published number was read
 ) -> dict:
     "One metric as a dictionary with the keys of `FIELDS`, in that order."
@@ -37,7 +39,8 @@ def metric_record(
 # %% ../../nbs/data/records.ipynb #3a335567
 def _dumps(record: dict) -> str:
     "`record` as JSON; floats with 9 significant digits."
-    short = lambda x: float(f"{x:.9g}") if isinstance(x, float) else {k: short(v) for k, v in x.items()} if isinstance(x, dict) else x
+    short = (lambda x: float(f"{x:.9g}") if isinstance(x, float)
+             else {k: short(v) for k, v in x.items()} if isinstance(x, dict) else x)
     return json.dumps(short(record), allow_nan=False)
 
 # %% ../../nbs/data/records.ipynb #edfd3937
@@ -60,10 +63,13 @@ def read_records(*paths) -> list[dict]:
     "All records of these files. Raises `BadInput` for a missing file or a record that is not JSON."
     records = []
     for path in map(Path, paths):
-        if not path.is_file(): raise BadInput(f"{path}: no such file of records; run the evaluation that writes it.")
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file of records; run the evaluation that writes it.")
         for i, text in enumerate(path.read_text().splitlines(), 1):
             try: records.append(json.loads(text))
-            except json.JSONDecodeError: raise BadInput(f"{path}, line {i}: not JSON; delete the line or run the evaluation again.") from None
+            except json.JSONDecodeError:
+                raise BadInput(f"{path}, line {i}: not JSON; delete the line or run the evaluation "
+                               f"again.") from None
     return records
 
 # %% ../../nbs/data/records.ipynb #829523c0

@@ -35,17 +35,19 @@ def _cross(u, v):
 def _crescent(u, v): return np.minimum(1 - np.hypot(u, v), np.hypot(u - .52, v) - .72)
 def _heart(u, v):
     lobes = .52 - np.hypot(np.abs(u) - .42, v + .3)
-    return np.maximum(lobes, .52 - np.maximum(np.abs(u + v - .12), np.abs(u - v + .12)) / np.sqrt(2))
+    return np.maximum(lobes,
+                      .52 - np.maximum(np.abs(u + v - .12), np.abs(u - v + .12)) / np.sqrt(2))
 def _star(u, v, inner=.45, points=5):
-    fold = np.abs((np.arctan2(v, u) * points / (2 * np.pi)) % 1 - .5) * 2 * np.pi / points   # 0 in a valley, pi/5 at a tip
+    # 0 in a valley, pi/5 at a tip
+    fold = np.abs((np.arctan2(v, u) * points / (2 * np.pi)) % 1 - .5) * 2 * np.pi / points
     r, half = np.hypot(u, v), np.pi / points
-    edge = np.array([np.cos(half) - inner, np.sin(half)])                                    # from valley (inner, 0) to tip
+    edge = np.array([np.cos(half) - inner, np.sin(half)])  # from valley (inner, 0) to tip
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
     return normal[0] * inner - r * (normal[0] * np.cos(fold) + normal[1] * np.sin(fold))
 
 # %% ../../nbs/data/scenes.ipynb #b83f6b76
-SHAPES = {"star": _star, "ring": _ring, "square": _square, "disc": _disc, "heart": _heart, "cross": _cross,
-          "triangle": _triangle, "crescent": _crescent}
+SHAPES = {"star": _star, "ring": _ring, "square": _square, "disc": _disc, "heart": _heart,
+          "cross": _cross, "triangle": _triangle, "crescent": _crescent}
 
 @lru_cache
 def shape_facts(shape: str) -> tuple[float, float]:
@@ -64,24 +66,27 @@ def _halved(x, y, p): return y > 0
 def _rayed(x, y, p): return np.cos(8 * np.arctan2(y, x)) > .3
 def _wavy(x, y, p): return _wave(y + p[1] + .45 * _wave((x + p[0]) / 1.8)) > .3
 def _blotchy(x, y, p):
-    turns = np.arange(5) * 2.4                                                     # five waves in spread directions
-    return sum(_wave((x * np.cos(t) + y * np.sin(t)) / 1.6 + (i + 1) ** 2 * p[i % 2]) for i, t in enumerate(turns)) > .4
+    turns = np.arange(5) * 2.4  # five waves in spread directions
+    return sum(_wave((x * np.cos(t) + y * np.sin(t)) / 1.6 + (i + 1) ** 2 * p[i % 2])
+               for i, t in enumerate(turns)) > .4
 
 # %% ../../nbs/data/scenes.ipynb #dcad1e35
-TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "banded": _banded, "halved": _halved,
-            "blotchy": _blotchy, "rayed": _rayed, "wavy": _wavy}
+TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "banded": _banded,
+            "halved": _halved, "blotchy": _blotchy, "rayed": _rayed, "wavy": _wavy}
 
 # %% ../../nbs/data/scenes.ipynb #8b4c96c2
-PAIRS = [(t, s) for i, s in enumerate(SHAPES) for t in (list(TEXTURES)[i], list(TEXTURES)[(i + 1) % len(TEXTURES)])]
+PAIRS = [(t, s) for i, s in enumerate(SHAPES)
+         for t in (list(TEXTURES)[i], list(TEXTURES)[(i + 1) % len(TEXTURES)])]
 CATEGORIES = [f"{texture} {shape}" for texture, shape in PAIRS]   # COCO ids are 1..16 in this order
 NOVEL = CATEGORIES[2::4]
 BASE = [c for c in CATEGORIES if c not in NOVEL]
 SUBSETS, SPLITS = ("objects", "coco", "davis", "city"), ("train", "val")
 
 # %% ../../nbs/data/scenes.ipynb #2f9ea720
-COLOURS = {"red": (.80, .12, .12), "orange": (.93, .52, .10), "yellow": (.92, .84, .18), "green": (.16, .58, .20),
-           "blue": (.14, .30, .80), "purple": (.50, .18, .62), "pink": (.93, .52, .70), "brown": (.45, .28, .14),
-           "white": (.93, .93, .92), "grey": (.52, .52, .53), "black": (.09, .09, .10)}
+COLOURS = {"red": (.80, .12, .12), "orange": (.93, .52, .10), "yellow": (.92, .84, .18),
+           "green": (.16, .58, .20), "blue": (.14, .30, .80), "purple": (.50, .18, .62),
+           "pink": (.93, .52, .70), "brown": (.45, .28, .14), "white": (.93, .93, .92),
+           "grey": (.52, .52, .53), "black": (.09, .09, .10)}
 
 @dataclass(frozen=True)
 class Thing:
@@ -113,7 +118,7 @@ def layer(thing: Thing, light: tuple, height: int, width: int):
     """The thing alone, or None if it lies outside the frame: the (rows, columns) of its box,
     its cover (h, w) in 0..1, its premultiplied colour (h, w, 3)."""
     area, reach = shape_facts(thing.shape)
-    unit = thing.size / np.sqrt(area)                                               # pixels per shape unit
+    unit = thing.size / np.sqrt(area)   # pixels per shape unit
     far = unit * reach * max(thing.stretch, 1 / thing.stretch) * (1 + abs(thing.bend)) + 1
     x0, x1 = max(0, int(thing.x - far)), min(width, int(thing.x + far) + 1)
     y0, y1 = max(0, int(thing.y - far)), min(height, int(thing.y + far) + 1)
@@ -124,61 +129,77 @@ def layer(thing: Thing, light: tuple, height: int, width: int):
     u, v = (c * x + s * y) / (unit * thing.stretch), (c * y - s * x) / (unit / thing.stretch)
     v = v + thing.bend * u * u
     f = SHAPES[thing.shape](u, v)
-    per = np.sqrt(area) * thing.period                                              # shape units per texture period
+    per = np.sqrt(area) * thing.period  # shape units per texture period
     second = TEXTURES[thing.texture](u / per, v / per, thing.phase)
-    shade = (1 + .22 * (x * light[0] + y * light[1]) / thing.size - .3 * np.clip(1 - f / .14, 0, 1)) * (f > 0)
+    shade = (1 + .22 * (x * light[0]
+                        + y * light[1]) / thing.size - .3 * np.clip(1 - f / .14, 0, 1)) * (f > 0)
     first, second = _mean3(shade * ~second)[..., None], _mean3(shade * second)[..., None]
-    return (slice(y0, y1), slice(x0, x1)), _mean3((f > 0).astype(float)), first * thing.paints[0] + second * thing.paints[1]
+    return ((slice(y0, y1), slice(x0, x1)), _mean3((f > 0).astype(float)),
+            first * thing.paints[0] + second * thing.paints[1])
 
 # %% ../../nbs/data/scenes.ipynb #cfa91cd0
 def _far(a, b, distance): return np.linalg.norm(np.subtract(a, b)) > distance
 
 def draw_colour(rng, apart=()) -> tuple[str, np.ndarray]:
-    "A colour's name and a paint near it (RGB in 0..1), clearly different from the paints in `apart` [(paint, distance), ...]."
+    """A colour's name and a paint near it (RGB in 0..1), clearly different from the paints in
+    `apart` [(paint, distance), ...].
+    """
     while True:
         name = list(COLOURS)[rng.integers(len(COLOURS))]
         if all(_far(COLOURS[name], other, d) for other, d in apart):
             return name, np.clip(COLOURS[name] + rng.uniform(-.07, .07, 3), 0, 1)
 
 def draw_thing(rng, pair: tuple[str, str], x: float, y: float, size: float, ground) -> Thing:
-    "A thing of a category (texture, shape) at a place, everything else drawn at random; `ground` is the RGB it lies on."
+    """A thing of a category (texture, shape) at a place, everything else drawn at random; `ground`
+    is the RGB it lies on.
+    """
     main = draw_colour(rng, [(ground, .35)])
     other = draw_colour(rng, [(main[1], .55)])
-    return Thing(*pair, x, y, size, angle=rng.uniform(0, 2 * np.pi), stretch=np.exp(rng.uniform(-.2, .2)), bend=rng.uniform(-.1, .1),
-                 period=rng.uniform(.26, .36), phase=tuple(rng.random(2)), colours=(main[0], other[0]), paints=(main[1], other[1]))
+    return Thing(*pair, x, y, size, angle=rng.uniform(0, 2 * np.pi),
+                 stretch=np.exp(rng.uniform(-.2, .2)), bend=rng.uniform(-.1, .1),
+                 period=rng.uniform(.26, .36), phase=tuple(rng.random(2)),
+                 colours=(main[0], other[0]), paints=(main[1], other[1]))
 
 # %% ../../nbs/data/scenes.ipynb #dd534e87
 @lru_cache
 def _spline(n: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    "Cubic B-spline interpolation of `cells` cells at n points: which 4 of the cells + 3 nodes (n, 4), and their weights (n, 4)."
+    """Cubic B-spline interpolation of `cells` cells at n points: which 4 of the cells + 3 nodes (n,
+    4), and their weights (n, 4).
+    """
     at = (np.arange(n) + .5) * cells / n
     first = np.floor(at).astype(int)
     d = np.abs((at - first)[:, None] + 1 - np.arange(4))
-    return first[:, None] + np.arange(4), np.where(d < 1, 2 / 3 - d ** 2 + d ** 3 / 2, np.clip(2 - d, 0, None) ** 3 / 6)
+    return (first[:, None] + np.arange(4),
+            np.where(d < 1, 2 / 3 - d ** 2 + d ** 3 / 2, np.clip(2 - d, 0, None) ** 3 / 6))
 
 def noise(rng, height: int, width: int, rows: int, columns: int) -> np.ndarray:
     "Smooth noise (height, width) with `rows` x `columns` cells, standard deviation about 1."
     (at_y, w_y), (at_x, w_x) = _spline(height, rows), _spline(width, columns)
     nodes = rng.standard_normal((rows + 3, columns + 3))
-    across = sum(nodes[:, at_x[:, k]] * w_x[:, k] for k in range(4))                # (rows + 3, width)
+    across = sum(nodes[:, at_x[:, k]] * w_x[:, k] for k in range(4))  # (rows + 3, width)
     return 2 * sum(across[at_y[:, k]] * w_y[:, k, None] for k in range(4))
 
 # %% ../../nbs/data/scenes.ipynb #617b2f23
 GROUNDS = ("cloudy", "grainy", "brushed", "tiled")
 
 def draw_ground(rng, height: int, width: int, light: tuple, kind: str | None = None):
-    "A lit ground: its kind, its colour's name, its mean paint, the image (height, width, 3) in 0..1."
+    """A lit ground: its kind, its colour's name, its mean paint, the image (height, width, 3) in
+    0..1.
+    """
     kind = kind or GROUNDS[rng.integers(len(GROUNDS))]
     name, paint = draw_colour(rng)
     octaves = {"cloudy": (3, 6, 12), "grainy": (3, 12, 32), "brushed": (3,), "tiled": (4, 16)}[kind]
-    field = sum(noise(rng, height, width, n, n * width // height) / (1 + .4 * i) for i, n in enumerate(octaves)) * .6
-    if kind == "brushed": field = field + noise(rng, height, width, *((2, 40) if rng.random() < .5 else (40, 2)))
+    field = sum(noise(rng, height, width, n, n * width // height) / (1 + .4 * i)
+                for i, n in enumerate(octaves)) * .6
+    if kind == "brushed":
+        field = field + noise(rng, height, width, *((2, 40) if rng.random() < .5 else (40, 2)))
     x, y = np.arange(width)[None] / width - .5, np.arange(height)[:, None] / height - .5
     other = np.clip(paint + rng.uniform(-.3, .3, 3), 0, 1)
     image = paint + np.clip(.5 + .35 * field, 0, 1)[..., None] * (other - paint)
     if kind == "tiled":
         tile, shift = rng.integers(14, 30), rng.integers(0, 14, 2)
-        gap = ((np.arange(height) + shift[0]) % tile < 2)[:, None] | ((np.arange(width) + shift[1]) % tile < 2)[None]
+        gap = ((np.arange(height)
+                + shift[0]) % tile < 2)[:, None] | ((np.arange(width) + shift[1]) % tile < 2)[None]
         image = image * np.where(gap, .72, 1)[..., None]
     shade = 1 + .5 * (x * light[0] + y * light[1]) + .03 * rng.standard_normal((height, width))
     return kind, name, (paint + other) / 2, np.clip(image * shade[..., None], 0, 1)
@@ -193,7 +214,8 @@ def draw_light(rng) -> tuple[float, float]:
 class Picture:
     "A rendered picture with its ground truth."
     image: np.ndarray   # (H, W, 3) uint8
-    shares: np.ndarray  # (k + n, H, W) in 0..1: k regions of the ground, then n things, back to front
+    # (k + n, H, W) in 0..1: k regions of the ground, then n things, back to front
+    shares: np.ndarray
     hides: np.ndarray   # (n, n): pixels of thing j that thing i covers
     full: np.ndarray    # (n,): pixels that each thing covers in the frame, masked ones included
 
@@ -207,7 +229,9 @@ class Picture:
 
 # %% ../../nbs/data/scenes.ipynb #7fd080c6
 def _shadow(cover, box, light, size, height, width):
-    "How much light a thing takes from the picture (H, W): its cover, moved away from the light and blurred."
+    """How much light a thing takes from the picture (H, W): its cover, moved away from the light
+    and blurred.
+    """
     pad, dx, dy = 16, -int(round(light[0] * size * .16)), -int(round(light[1] * size * .16))
     plane = np.zeros((height + 2 * pad, width + 2 * pad))
     (y, x), (h, w) = (box[0].start + pad + dy, box[1].start + pad + dx), cover.shape
@@ -215,12 +239,16 @@ def _shadow(cover, box, light, size, height, width):
     return .45 * uniform_filter(plane, 5)[pad:-pad, pad:-pad]
 
 # %% ../../nbs/data/scenes.ipynb #62590d99
-def render(ground: np.ndarray, things: list[Thing], light: tuple, regions: np.ndarray | None = None, exposure: float = 1.) -> Picture:
-    "Put things (back to front) on a ground (H, W, 3) in 0..1; `regions` (k, H, W) are shares that divide the ground."
+def render(ground: np.ndarray, things: list[Thing], light: tuple, regions: np.ndarray | None = None,
+           exposure: float = 1.) -> Picture:
+    """Put things (back to front) on a ground (H, W, 3) in 0..1; `regions` (k, H, W) are shares that
+    divide the ground.
+    """
     (height, width), n = ground.shape[:2], len(things)
     regions = np.ones((1, height, width)) if regions is None else regions
     image, k = ground.copy(), len(regions)
-    shares, hides, full = np.concatenate([regions, np.zeros((n, height, width))]), np.zeros((n, n)), np.zeros(n)
+    shares, hides, full = (np.concatenate([regions, np.zeros((n, height, width))]),
+                           np.zeros((n, n)), np.zeros(n))
     for i, thing in enumerate(things):
         if (drawn := layer(thing, light, height, width)) is None: continue
         box, cover, colour = drawn
@@ -230,7 +258,8 @@ def render(ground: np.ndarray, things: list[Thing], light: tuple, regions: np.nd
         hides[i, :i] = (shares[over][k:] * cover).sum((1, 2))
         shares[over] *= 1 - cover
         shares[(k + i, *box)], full[i] = cover, cover.sum()
-    return Picture((np.clip(image * exposure, 0, 1) * 255).round().astype(np.uint8), shares, hides, full)
+    return Picture((np.clip(image * exposure, 0, 1) * 255).round().astype(np.uint8), shares, hides,
+                   full)
 
 # %% ../../nbs/data/scenes.ipynb #4defa9bf
 @dataclass(frozen=True)
@@ -251,14 +280,18 @@ def single(seed: int, split: str, index: int, size: int = 96) -> Scene:
     kind, name, paint, ground = draw_ground(rng, size, size, light)
     x, y, s = *rng.uniform(.36, .64, 2) * size, rng.uniform(.34, .5) * size
     thing = draw_thing(rng, PAIRS[index % 16], x, y, s, paint)
-    return Scene(render(ground, [thing], light, exposure=rng.uniform(.75, 1.1)), [thing], f"{kind} {name}")
+    return Scene(render(ground, [thing], light, exposure=rng.uniform(.75, 1.1)), [thing],
+                 f"{kind} {name}")
 
 # %% ../../nbs/data/scenes.ipynb #e2598fd8
 COMMON = BASE[1::3]
-SKEW = np.array([.012 if c in NOVEL else .035 if c in COMMON else .812 / 8 for c in CATEGORIES])   # training draws
+# training draws
+SKEW = np.array([.012 if c in NOVEL else .035 if c in COMMON else .812 / 8 for c in CATEGORIES])
 
 def _place(rng, sizes, size):
-    "Centres that overlap a little at most: the first of 20 tries per thing that is far enough from those before."
+    """Centres that overlap a little at most: the first of 20 tries per thing that is far enough
+    from those before.
+    """
     at = []
     for s in sizes:
         for _ in range(20):
@@ -268,28 +301,36 @@ def _place(rng, sizes, size):
     return at
 
 # %% ../../nbs/data/scenes.ipynb #740ca863
-def crowd(seed: int, split: str, index: int, count: tuple[int, int] = (1, 5), size: int = 96) -> Scene:
-    "Several things, `count` from-to (both included), of categories drawn with the split's frequencies."
+def crowd(seed: int, split: str, index: int, count: tuple[int, int] = (1, 5),
+          size: int = 96) -> Scene:
+    """Several things, `count` from-to (both included), of categories drawn with the split's
+    frequencies.
+    """
     rng = scene_rng(seed, "coco", split, index)
     n = int(rng.integers(count[0], count[1] + 1))
     p = SKEW / SKEW.sum() if split == "train" else np.full(16, 1 / 16)
-    for attempt in itertools.count():                                               # a little smaller each time
+    for attempt in itertools.count():  # a little smaller each time
         light = draw_light(rng)
         kind, name, paint, ground = draw_ground(rng, size, size, light)
         sizes = rng.uniform(.26, .42, n) * size * n ** -.2 * .98 ** attempt
         drawn = zip(rng.choice(16, n, p=p), _place(rng, sizes, size), sizes)
         things = [draw_thing(rng, PAIRS[k], *at, s, paint) for k, at, s in drawn]
         picture = render(ground, things, light, exposure=rng.uniform(.8, 1.1))
-        if (picture.masks.sum((1, 2)) >= .35 * sizes ** 2).all(): return Scene(picture, things, f"{kind} {name}")
+        if (picture.masks.sum((1, 2)) >= .35 * sizes ** 2).all():
+            return Scene(picture, things, f"{kind} {name}")
 
 # %% ../../nbs/data/scenes.ipynb #ced188ca
-def video(seed: int, split: str, index: int, frames: int = 20, height: int = 96, width: int = 160) -> list[Picture]:
-    "A video of `1 + index % 3` moving, deforming, crossing things; all are visible in the first frame."
+def video(seed: int, split: str, index: int, frames: int = 20, height: int = 96,
+          width: int = 160) -> list[Picture]:
+    """A video of `1 + index % 3` moving, deforming, crossing things; all are visible in the first
+    frame.
+    """
     rng = scene_rng(seed, "davis", split, index)
     n, light = 1 + (index + 1) % 3, draw_light(rng)
     _, _, paint, ground = draw_ground(rng, height, width + 2 * frames, light)
     start = rng.uniform(0, 2 * np.pi) + np.arange(n) * 2 * np.pi / n + rng.uniform(-.3, .3, n)
-    things = [draw_thing(rng, PAIRS[k], 0., 0., rng.uniform(.28, .4) * height, paint) for k in rng.choice(16, n, replace=False)]
+    things = [draw_thing(rng, PAIRS[k], 0., 0., rng.uniform(.28, .4) * height, paint)
+              for k in rng.choice(16, n, replace=False)]
     turn, phase, pan = rng.uniform(-2, 2, n), rng.uniform(0, 2 * np.pi, n), rng.choice([-1, 1])
     def at(thing, t, a, w, f):
         walk = .8 * np.cos(np.pi * t)                                               # 0.8 ... -0.8
@@ -308,7 +349,9 @@ STREET_CLASSES = ["sky", "wall", "ground", *SHAPES]
 IGNORE = 255
 
 def _regions(rng, height, width):
-    "Shares (3, H, W) of sky, wall and ground: a sloping ground line and a wall of blocks of different heights."
+    """Shares (3, H, W) of sky, wall and ground: a sloping ground line and a wall of blocks of
+    different heights.
+    """
     x, y = np.arange(width), np.arange(height)[:, None] + .5
     line = height * rng.uniform(.6, .78) + rng.uniform(-.06, .06) * (x - width / 2)
     blocks = np.repeat(rng.uniform(.2, .95, 16), rng.integers(14, 40, 16))[:width]
@@ -317,7 +360,8 @@ def _regions(rng, height, width):
     return np.stack([sky, 1 - sky - ground, ground])
 
 # %% ../../nbs/data/scenes.ipynb #6835db7f
-def street(seed: int, split: str, index: int, height: int = 96, width: int = 192) -> tuple[Picture, np.ndarray]:
+def street(seed: int, split: str, index: int, height: int = 96,
+           width: int = 192) -> tuple[Picture, np.ndarray]:
     "A street and its label map (H, W) uint8: numbers of `STREET_CLASSES`, 255 = ignore."
     rng = scene_rng(seed, "city", split, index)
     light, regions, n = draw_light(rng), _regions(rng, height, width), int(rng.integers(4, 9))
@@ -326,9 +370,11 @@ def street(seed: int, split: str, index: int, height: int = 96, width: int = 192
     sizes = rng.uniform(.2, .36, n) * height
     at = rng.uniform(.08, .92, (n, 2)) * (width, height)
     under = [parts[regions[:, int(y), int(x)].argmax()][2] for x, y in at]
-    things = [draw_thing(rng, PAIRS[k], *p, s, c) for k, p, s, c in zip(rng.integers(0, 16, n), at, sizes, under)]
+    things = [draw_thing(rng, PAIRS[k], *p, s, c)
+              for k, p, s, c in zip(rng.integers(0, 16, n), at, sizes, under)]
     picture = render(ground, things, light, regions)
-    shares, names = np.zeros((len(STREET_CLASSES), height, width)), [*STREET_CLASSES[:3], *(t.shape for t in things)]
+    shares, names = (np.zeros((len(STREET_CLASSES), height, width)),
+                     [*STREET_CLASSES[:3], *(t.shape for t in things)])
     for share, name in zip(picture.shares, names): shares[STREET_CLASSES.index(name)] += share
     return picture, np.where(shares.max(0) < .75, IGNORE, shares.argmax(0)).astype(np.uint8)
 
@@ -338,21 +384,27 @@ NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def _count(n): return NUMBERS[n] if n < len(NUMBERS) else str(n)
 def _plural(noun): return noun + ("es" if noun.endswith("s") else "s")
 def _an(words): return ("an " if words[0] in "aeiou" else "a ") + words
-def _join(parts): return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def _join(parts):
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 def describe(thing: Thing, size: int = 96, detail: bool = False) -> str:
     "A thing in words: 'a red striped star', in detail 'a large red and white striped star'."
     word = "large " if thing.size > .34 * size else "small " if thing.size < .24 * size else ""
-    return _an(f"{word}{' and '.join(thing.colours)} {thing.category}" if detail else f"{thing.colours[0]} {thing.category}")
+    return _an(f"{word}{' and '.join(thing.colours)} {thing.category}" if detail
+               else f"{thing.colours[0]} {thing.category}")
 
 # %% ../../nbs/data/scenes.ipynb #b65a1744
 def relations(scene: Scene) -> list[tuple[int, str, int]]:
-    "All that holds between two things: (i, 'left of' | 'right of' | 'above' | 'below' | 'in front of' | 'behind', j)."
-    centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in map(mask_box, scene.picture.masks)])
+    """All that holds between two things: (i, 'left of' | 'right of' | 'above' | 'below' | 'in front
+    of' | 'behind', j).
+    """
+    centres = np.array([(x + w / 2, y + h / 2)
+                        for x, y, w, h in map(mask_box, scene.picture.masks)])
     found = []
     for i, j in itertools.permutations(range(len(scene.things)), 2):
         dx, dy = centres[j] - centres[i]
-        if abs(dx) > max(10, 1.5 * abs(dy)): found.append((i, "left of" if dx > 0 else "right of", j))
+        if abs(dx) > max(10, 1.5 * abs(dy)):
+            found.append((i, "left of" if dx > 0 else "right of", j))
         if abs(dy) > max(10, 1.5 * abs(dx)): found.append((i, "above" if dy > 0 else "below", j))
         if scene.picture.hides[i, j] >= 20: found += [(i, "in front of", j), (j, "behind", i)]
     return found
@@ -361,24 +413,30 @@ def relations(scene: Scene) -> list[tuple[int, str, int]]:
 def mask_box(mask: np.ndarray) -> list[int]:
     "The tight box [x, y, width, height] of a mask (H, W), in pixels."
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
+            int(rows[-1] - rows[0] + 1)]
 
 def captions(scene: Scene, rng) -> list[dict]:
-    "Five captions: dicts of `caption`, `objects` (numbers of the things it names) and `relation` ([i, words, j] or None)."
+    """Five captions: dicts of `caption`, `objects` (numbers of the things it names) and `relation`
+    ([i, words, j] or None).
+    """
     things, everyone = scene.things, list(range(len(scene.things)))
-    say = lambda text, objects, relation=None: {"caption": text, "objects": list(objects), "relation": relation}
+    say = lambda text, objects, relation=None: {"caption": text, "objects": list(objects),
+                                                "relation": relation}
     kinds = sorted({t.category for t in things}, key=[t.category for t in things].index)
     tally = [(k, sum(t.category == k for t in things)) for k in kinds]
     groups = [f"{_count(n)} {_plural(k)}" if n > 1 else _an(k) for k, n in tally]
     noun = "thing" if len(things) == 1 else "things"
-    told = [say(_join([describe(t) for t in things]), everyone),
-            say(f"{_count(len(things))} {noun} on a {scene.ground} ground: {_join(groups)}", everyone)]
+    told = [
+        say(_join([describe(t) for t in things]), everyone),
+        say(f"{_count(len(things))} {noun} on a {scene.ground} ground: {_join(groups)}", everyone)]
     known = relations(scene)
     depth = [r for r in known if r[1] in ("in front of", "behind")]
     for pool in (known, depth or known):
         if pool:
             i, words, j = pool[rng.integers(len(pool))]
-            told.append(say(f"{describe(things[i])} {words} {describe(things[j])}", (i, j), [i, words, j]))
+            told.append(say(f"{describe(things[i])} {words} {describe(things[j])}", (i, j),
+                            [i, words, j]))
         else: told.append(say(f"{_join(groups)} on {_an(scene.ground)} ground", everyone))
     i = int(rng.integers(len(things)))
     return told + [say(f"there is {describe(things[i], detail=True)}", (i,))]
@@ -388,7 +446,8 @@ def encode_rle(mask: np.ndarray) -> dict:
     "COCO's uncompressed run lengths of a mask (H, W)."
     flat = np.concatenate([[False], mask.astype(bool).ravel(order="F")])
     change = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], change, [mask.size]])).tolist()}
+    return {"size": list(mask.shape),
+            "counts": np.diff(np.concatenate([[0], change, [mask.size]])).tolist()}
 
 def decode_rle(rle: dict) -> np.ndarray:
     "The mask (H, W) bool of uncompressed run lengths."
@@ -398,17 +457,20 @@ def decode_rle(rle: dict) -> np.ndarray:
 # %% ../../nbs/data/scenes.ipynb #5ce93510
 def category_entries() -> list[dict]:
     "COCO's list of categories, with the base/novel split."
-    return [{"id": i + 1, "name": c, "supercategory": c.split()[1], "split": "novel" if c in NOVEL else "base"} for i, c in enumerate(CATEGORIES)]
+    return [{"id": i + 1, "name": c, "supercategory": c.split()[1],
+             "split": "novel" if c in NOVEL else "base"} for i, c in enumerate(CATEGORIES)]
 
 def image_entry(index: int, split: str, size: int = 96) -> dict:
     "COCO's entry of an image; ids start at 1."
     name = f"{index + 1:06d}.jpg"
-    return {"id": index + 1, "file_name": name, "coco_url": f"images/{split}/{name}", "height": size, "width": size}
+    return {"id": index + 1, "file_name": name, "coco_url": f"images/{split}/{name}",
+            "height": size, "width": size}
 
 def instance_entries(scene: Scene, image_id: int, first: int) -> list[dict]:
     "COCO's instance annotations of a crowd, with ids from `first` on, back to front."
-    return [{"id": first + i, "image_id": image_id, "category_id": CATEGORIES.index(t.category) + 1, "bbox": mask_box(m),
-             "segmentation": encode_rle(m), "area": int(m.sum()), "iscrowd": 0} for i, (t, m) in enumerate(zip(scene.things, scene.picture.masks))]
+    return [{"id": first + i, "image_id": image_id, "category_id": CATEGORIES.index(t.category) + 1,
+             "bbox": mask_box(m), "segmentation": encode_rle(m), "area": int(m.sum()), "iscrowd": 0}
+            for i, (t, m) in enumerate(zip(scene.things, scene.picture.masks))]
 
 # %% ../../nbs/data/scenes.ipynb #4c14d327
 def frequency(images: int, total: int) -> str:
@@ -416,13 +478,17 @@ def frequency(images: int, total: int) -> str:
     return "r" if images <= .05 * total else "c" if images <= .15 * total else "f"
 
 def lvis_category(entry: dict, images: int, instances: int, total: int) -> dict:
-    "LVIS's entry of a category that `images` of `total` training images and `instances` training instances show."
+    """LVIS's entry of a category that `images` of `total` training images and `instances` training
+    instances show.
+    """
     name, (texture, shape) = entry["name"].replace(" ", "_"), entry["name"].split()
-    return {**entry, "synset": f"{name}.n.01", "synonyms": [name], "def": f"{_an(shape)} with {_an(texture)} surface",
-            "image_count": images, "instance_count": instances, "frequency": frequency(images, total)}
+    return {**entry, "synset": f"{name}.n.01", "synonyms": [name],
+            "def": f"{_an(shape)} with {_an(texture)} surface", "image_count": images,
+            "instance_count": instances, "frequency": frequency(images, total)}
 
 # %% ../../nbs/data/scenes.ipynb #0bd20f47
-def lvis_form(coco: dict, seed: int, split: str, counts: dict[int, tuple[int, int]] | None = None, total: int = 0) -> tuple[dict, dict]:
+def lvis_form(coco: dict, seed: int, split: str, counts: dict[int, tuple[int, int]] | None = None,
+              total: int = 0) -> tuple[dict, dict]:
     """LVIS form of COCO instances, and the counts {id: (images, instances)} of its categories.
     `counts` over `total` training images are taken as given; None counts these images."""
     held = {im["id"]: [] for im in coco["images"]}
@@ -438,10 +504,12 @@ def lvis_form(coco: dict, seed: int, split: str, counts: dict[int, tuple[int, in
         images.append({**im, "neg_category_ids": verified, "not_exhaustive_category_ids": twice})
     kept = [a for a in coco["annotations"] if a["id"] not in left_out]
     if counts is None:
-        held_by = {c["id"]: [a["image_id"] for a in kept if a["category_id"] == c["id"]] for c in coco["categories"]}
+        held_by = {c["id"]: [a["image_id"] for a in kept if a["category_id"] == c["id"]]
+                   for c in coco["categories"]}
         counts, total = {c: (len(set(ids)), len(ids)) for c, ids in held_by.items()}, len(images)
     categories = [lvis_category(c, *counts[c["id"]], total) for c in coco["categories"]]
-    return {"info": coco["info"], "images": images, "annotations": kept, "categories": categories}, counts
+    return ({"info": coco["info"], "images": images, "annotations": kept, "categories": categories},
+            counts)
 
 # %% ../../nbs/data/scenes.ipynb #736d334f
 def davis_palette() -> list[int]:
@@ -483,7 +551,8 @@ def subset_counts(subset: str, scale: float) -> dict[str, int]:
 def write_objects(root: Path, seed: int, split: str, n: int):
     "ImageFolder: `{split}/<category>/<number>.jpg`. Yields after each picture."
     for i in range(n):
-        _write(root / split / CATEGORIES[i % 16].replace(" ", "_") / f"{i:05d}.jpg", jpeg_bytes(single(seed, split, i).picture.image))
+        _write(root / split / CATEGORIES[i % 16].replace(" ", "_") / f"{i:05d}.jpg",
+               jpeg_bytes(single(seed, split, i).picture.image))
         yield
 
 # %% ../../nbs/data/scenes.ipynb #a0806840
@@ -495,12 +564,16 @@ def write_davis(root: Path, seed: int, split: str, n: int):
         names.append(f"{split}-{i + 1:02d}")
         for t, frame in enumerate(frames):
             _write(root / "JPEGImages/480p" / names[-1] / f"{t:05d}.jpg", jpeg_bytes(frame.image))
-            _write(root / "Annotations/480p" / names[-1] / f"{t:05d}.png", png_bytes(frame.owner, davis_palette()))
+            _write(root / "Annotations/480p" / names[-1] / f"{t:05d}.png",
+                   png_bytes(frame.owner, davis_palette()))
         yield
     _write(root / f"ImageSets/2017/{split}.txt", "\n".join(names) + "\n")
 
 def write_city(root: Path, seed: int, split: str, n: int):
-    "Pictures `{split}/<number>.jpg`, label maps `{split}annot/<number>.png`, `classes.json`. Yields after each picture."
+    """Pictures `{split}/<number>.jpg`, label maps `{split}annot/<number>.png`, `classes.json`.
+
+    Yields after each picture.
+    """
     _write(root / "classes.json", json.dumps(STREET_CLASSES))
     for i in range(n):
         picture, labels = street(seed, split, i)
@@ -510,7 +583,11 @@ def write_city(root: Path, seed: int, split: str, n: int):
 
 # %% ../../nbs/data/scenes.ipynb #58d417d7
 def write_coco(root: Path, seed: int, split: str, n: int, count: tuple[int, int] = (1, 5)):
-    "COCO: images, instances, captions, and the LVIS form (val takes the frequencies of train, written before). Yields after each picture."
+    """COCO: images, instances, captions, and the LVIS form (val takes the frequencies of train,
+    written before).
+
+    Yields after each picture.
+    """
     info = {"description": f"scenes, {split}"}
     coco = {"info": info, "images": [], "annotations": [], "categories": category_entries()}
     told = {"info": info, "images": coco["images"], "annotations": []}
@@ -518,11 +595,16 @@ def write_coco(root: Path, seed: int, split: str, n: int, count: tuple[int, int]
         scene, first = crowd(seed, split, i, count), len(coco["annotations"]) + 1
         coco["images"].append(image_entry(i, split))
         coco["annotations"] += instance_entries(scene, i + 1, first)
-        for c in captions(scene, np.random.default_rng([seed, len(SUBSETS) + 1, SPLITS.index(split), i])):
+        for c in captions(scene,
+                          np.random.default_rng([seed, len(SUBSETS) + 1, SPLITS.index(split), i])):
             ids = {"objects": [first + k for k in c["objects"]], "relation": c["relation"]}
-            if ids["relation"]: ids["relation"] = [first + c["relation"][0], c["relation"][1], first + c["relation"][2]]
-            told["annotations"].append({"id": len(told["annotations"]) + 1, "image_id": i + 1, "caption": c["caption"], **ids})
-        _write(root / f"images/{split}/{coco['images'][-1]['file_name']}", jpeg_bytes(scene.picture.image))
+            if ids["relation"]:
+                ids["relation"] = [first + c["relation"][0], c["relation"][1],
+                                   first + c["relation"][2]]
+            told["annotations"].append({"id": len(told["annotations"]) + 1, "image_id": i + 1,
+                                        "caption": c["caption"], **ids})
+        _write(root / f"images/{split}/{coco['images'][-1]['file_name']}",
+               jpeg_bytes(scene.picture.image))
         yield
     _write(root / f"annotations/instances_{split}.json", coco)
     _write(root / f"annotations/captions_{split}.json", told)
@@ -532,25 +614,34 @@ def _lvis(root, coco, seed, split):
     "The LVIS form; val reads the counts that train has."
     if split == "train": return lvis_form(coco, seed, split)[0]
     train = json.loads((root / "annotations/lvis_train.json").read_text())
-    return lvis_form(coco, seed, split, {c["id"]: (c["image_count"], c["instance_count"]) for c in train["categories"]}, len(train["images"]))[0]
+    return lvis_form(coco, seed, split, {c["id"]: (c["image_count"], c["instance_count"])
+                                         for c in train["categories"]}, len(train["images"]))[0]
 
 # %% ../../nbs/data/scenes.ipynb #c37a4ac0
 VERSION = 1   # raise when the bytes change
 WRITERS = {"objects": write_objects, "coco": write_coco, "davis": write_davis, "city": write_city}
 
 def is_complete(root: Path, wanted: dict) -> bool:
-    "Whether `root` holds what `wanted` describes: same version, seed, scale and sub-sets, and no file missing."
+    """Whether `root` holds what `wanted` describes: same version, seed, scale and sub-sets, and no
+    file missing.
+    """
     try: found = json.loads((Path(root) / "version.json").read_text())
     except (OSError, ValueError): return False
-    return {**found, "files": 0} == {**wanted, "files": 0} and found["files"] == sum(p.is_file() for p in Path(root).rglob("*")) - 1
+    return ({**found, "files": 0} == {**wanted, "files": 0}
+            and found["files"] == sum(p.is_file() for p in Path(root).rglob("*")) - 1)
 
 def _write_subset(root, subset, seed, scale, count, progress):
     "Write both splits; a bar in a terminal, a line elsewhere."
     start, counts = time.perf_counter(), subset_counts(subset, scale)
     for split, n in counts.items():
-        steps = WRITERS[subset](root, seed, split, n, **({"count": count} if subset == "coco" else {}))
-        for _ in tqdm(steps, f"{subset} {split}", n, leave=False, disable=None if progress else True): pass
-    if progress: print(f"{subset}: {sum(counts.values())} in {time.perf_counter() - start:.1f} s", flush=True)
+        steps = WRITERS[subset](root, seed, split, n,
+                                **({"count": count} if subset == "coco" else {}))
+        for _ in tqdm(steps, f"{subset} {split}", n, leave=False,
+                      disable=None if progress else True):
+            pass
+    if progress:
+        print(f"{subset}: {sum(counts.values())} in {time.perf_counter() - start:.1f} s",
+              flush=True)
 
 def _swap(partial: Path, root: Path):
     "Put the finished folder in place of the old one."
@@ -570,12 +661,15 @@ def generate(root: str | Path,               # the folder to write
     "Write the data set to `root`, unless it is there already. Raises `BadInput`."
     root = Path(root)
     if scale <= 0: raise BadInput(f"scale is {scale}; give a number above 0.")
-    if not 1 <= count[0] <= count[1]: raise BadInput(f"count is {count}; give the least and the largest number of things, from 1 on.")
-    wanted = {"name": "scenes", "version": VERSION, "seed": seed, "scale": float(scale), "count": list(count),
-              "subsets": list(subsets), "files": 0}
+    if not 1 <= count[0] <= count[1]:
+        raise BadInput(f"count is {count}; give the least and the largest number of things, from 1 "
+                       f"on.")
+    wanted = {"name": "scenes", "version": VERSION, "seed": seed, "scale": float(scale),
+              "count": list(count), "subsets": list(subsets), "files": 0}
     if is_complete(root, wanted): return root
     if root.exists() and not (root / "version.json").is_file() and any(root.iterdir()):
-        raise BadInput(f"{root} is not empty and holds no generated scenes; move it away or name another folder.")
+        raise BadInput(f"{root} is not empty and holds no generated scenes; move it away or name "
+                       f"another folder.")
     partial = root.with_name(root.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for subset in subsets: _write_subset(partial / subset, subset, seed, scale, count, progress)
@@ -587,15 +681,19 @@ def generate(root: str | Path,               # the folder to write
 # %% ../../nbs/data/scenes.ipynb #d2a6b53e
 def main(argv: list[str] | None = None):
     "Command line: `python -m mimssl.data.scenes [ROOT] [--seed N] [--scale X]`."
-    parser = argparse.ArgumentParser(prog="python -m mimssl.data.scenes", description="Generate the embedded data set.")
-    parser.add_argument("root", nargs="?", help="folder to write (default: data/scenes of settings.ini)")
+    parser = argparse.ArgumentParser(prog="python -m mimssl.data.scenes",
+                                     description="Generate the embedded data set.")
+    parser.add_argument("root", nargs="?",
+                        help="folder to write (default: data/scenes of settings.ini)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1., help="multiplies the numbers of pictures")
+    parser.add_argument("--scale", type=float, default=1.,
+                        help="multiplies the numbers of pictures")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try: root = generate(args.root or settings().data / "scenes", args.seed, args.scale)
     except BadInput as error: sys.exit(str(error))
     files = [p for p in root.rglob("*") if p.is_file()]
-    print(f"scenes: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, ready in {time.perf_counter() - start:.1f} s")
+    print(f"scenes: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, ready "
+          f"in {time.perf_counter() - start:.1f} s")
 
 if __name__ == "__main__" and "__file__" in globals(): main()

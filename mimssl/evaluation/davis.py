@@ -28,11 +28,17 @@ from .semseg import colour_grid
 # %% ../../nbs/evaluation/davis.ipynb #9b37e94c
 @dataclass(frozen=True)
 class Propagation:
-    "How masks are propagated; the defaults of DINO's `eval_video_segmentation.py` without its habits. Raises `BadInput` for values that cannot work."
+    """How masks are propagated; the defaults of DINO's `eval_video_segmentation.py` without its
+    habits.
+
+    Raises `BadInput` for values that cannot work.
+    """
     short_side: int = 480        # pixels of the frame's shorter side as the encoder sees it
-    multiple: int = 64           # the longer side becomes the largest multiple of this that does not exceed its share
+    # the longer side becomes the largest multiple of this that does not exceed its share
+    multiple: int = 64
     context: int = 7             # recent frames that vote, besides the first
-    radius: int = 12             # patches: a patch may be compared with those at most so many rows and columns away; 0: with all
+    # patches: a patch may be compared with those at most so many rows and columns away; 0: with all
+    radius: int = 12
     topk: int = 5                # votes for each patch, over all context frames together
     temperature: float = .1
     layer: str | int | tuple = "last"
@@ -45,56 +51,80 @@ class Propagation:
 
     def __post_init__(self):
         for name, least in dict(short_side=1, multiple=1, context=0, radius=0, topk=1).items():
-            if getattr(self, name) < least: raise BadInput(f"{name} is {getattr(self, name)}; give {least} or more.")
+            if getattr(self, name) < least:
+                raise BadInput(f"{name} is {getattr(self, name)}; give {least} or more.")
         for name in ("temperature", "red_std"):
-            if not getattr(self, name) > 0: raise BadInput(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.resize not in ("antialias", "opencv"): raise BadInput(f"resize is '{self.resize}'; use antialias or opencv.")
+            if not getattr(self, name) > 0:
+                raise BadInput(f"{name} is {getattr(self, name)}; give a number above 0.")
+        if self.resize not in ("antialias", "opencv"):
+            raise BadInput(f"resize is '{self.resize}'; use antialias or opencv.")
 
 HABITS = dict(positions="dino", resize="opencv", red_std=.228, nan_channel=True)
 DINO_SCRIPT = Propagation(**HABITS)
 
 # %% ../../nbs/evaluation/davis.ipynb #9242b029
 def frame_size(width: int, height: int, o: Propagation, patch: int) -> tuple[int, int]:
-    "Height and width in pixels at which a frame is encoded. Raises `BadInput` when that is not whole patches."
+    """Height and width in pixels at which a frame is encoded.
+
+    Raises `BadInput` when that is not whole patches.
+    """
     longer = o.short_side * max(width, height) // min(width, height) // o.multiple * o.multiple
-    if not longer: raise BadInput(f"frames of {width}x{height} pixels at short_side {o.short_side} have no side of {o.multiple} pixels; choose a smaller multiple.")
+    if not longer:
+        raise BadInput(f"frames of {width}x{height} pixels at short_side {o.short_side} have no "
+                       f"side of {o.multiple} pixels; choose a smaller multiple.")
     for name, side in (("short_side", o.short_side), ("multiple", longer)):
         if side % patch:
-            raise BadInput(f"{name} {getattr(o, name)} gives a side of {side} pixels, no multiple of the patch size {patch}; choose another {name}.")
+            raise BadInput(f"{name} {getattr(o, name)} gives a side of {side} pixels, no multiple "
+                           f"of the patch size {patch}; choose another {name}.")
     return (longer, o.short_side) if height > width else (o.short_side, longer)
 
 # %% ../../nbs/evaluation/davis.ipynb #2712314f
 def _between(n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    "Where `m` samples lie between `n` pixels: the pixel before (may be -1) and the share of the next, float32."
+    """Where `m` samples lie between `n` pixels: the pixel before (may be -1) and the share of the
+    next, float32.
+    """
     x = ((np.arange(m) + .5) * (n / m) - .5).astype(np.float32)
     return np.floor(x).astype(int), x - np.floor(x)
 
 def opencv_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    "An image (H, W, 3) uint8 resized to (height, width, 3) as `cv2.resize` does: bilinear without antialias."
+    """An image (H, W, 3) uint8 resized to (height, width, 3) as `cv2.resize` does: bilinear without
+    antialias.
+    """
     (row, v), (column, u) = _between(image.shape[0], height), _between(image.shape[1], width)
     u = np.where((column < 0) | (column >= image.shape[1] - 1), 0, u)
     whole = lambda share: np.rint(share.astype(np.float32) * 2048).astype(int)
     at = lambda i, n: np.clip(i, 0, n - 1)
     x = image.astype(int)
-    across = x[:, at(column, x.shape[1])] * whole(1 - u)[:, None] + x[:, at(column + 1, x.shape[1])] * whole(u)[:, None] >> 4  # (H, width, 3)
-    upper, lower = (across[at(row + i, x.shape[0])] * whole(share)[:, None, None] >> 16 for i, share in ((0, 1 - v), (1, v)))
+    across = (x[:, at(column, x.shape[1])] * whole(1 - u)[:, None]
+              + x[:, at(column + 1, x.shape[1])] * whole(u)[:, None] >> 4)  # (H, width, 3)
+    upper, lower = (across[at(row + i, x.shape[0])] * whole(share)[:, None, None] >> 16
+                    for i, share in ((0, 1 - v), (1, v)))
     return (upper + lower + 2 >> 2).clip(0, 255).astype(np.uint8)
 
-def frame_tensor(image: Image.Image, size: tuple[int, int], o: Propagation = Propagation()) -> torch.Tensor:
+def frame_tensor(image: Image.Image, size: tuple[int, int],
+                 o: Propagation = Propagation()) -> torch.Tensor:
     "A PIL frame resized to `size` (height, width) and normalised: (3, height, width)."
-    if o.resize == "opencv": x = torch.from_numpy(opencv_resize(np.asarray(image), *size)).permute(2, 0, 1) / 255
-    else: x = F.interpolate(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255, size=size, mode="bilinear", antialias=True)[0]
-    return (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor((o.red_std, *IMAGENET_STD[1:]))[:, None, None]
+    if o.resize == "opencv":
+        x = torch.from_numpy(opencv_resize(np.asarray(image), *size)).permute(2, 0, 1) / 255
+    else:
+        x = F.interpolate(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255, size=size,
+                          mode="bilinear", antialias=True)[0]
+    return (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor((
+        o.red_std, *IMAGENET_STD[1:]))[:, None, None]
 
 # %% ../../nbs/evaluation/davis.ipynb #166bba0a
 def patch_side(vit) -> int:
     "Pixels along a patch of `vit`; 8 where there is no encoder, only colours."
     return 8 if vit is None else vit.patch_embed.patch_size[0]
 
-def frame_features(vit, image: Image.Image, o: Propagation = Propagation(), device="cpu") -> torch.Tensor:
-    "Unit-length patch features (h, w, D) of a PIL frame; `vit` None: the mean colours of 4 x 4 cells of each patch (`colour_grid`)."
+def frame_features(vit, image: Image.Image, o: Propagation = Propagation(),
+                   device="cpu") -> torch.Tensor:
+    """Unit-length patch features (h, w, D) of a PIL frame; `vit` None: the mean colours of 4 x 4
+    cells of each patch (`colour_grid`).
+    """
     x = frame_tensor(image, frame_size(*image.size, o, patch_side(vit)), o)[None].to(device)
-    grid = colour_grid(x, patch_side(vit)) if vit is None else patch_grid(vit, x, o.layer, o.norm, o.positions, o.kind)
+    grid = (colour_grid(x, patch_side(vit)) if vit is None
+            else patch_grid(vit, x, o.layer, o.norm, o.positions, o.kind))
     return F.normalize(grid[0], dim=-1)
 
 # %% ../../nbs/evaluation/davis.ipynb #04aab86f
@@ -107,30 +137,42 @@ def propagate_labels(
 ) -> torch.Tensor:
     "Soft labels (C, h, w) of the new frame [DINO, label_propagation]."
     (h, w, _), (T, C), r = target.shape, labels.shape[:2], radius or max(target.shape[:2])
-    rows, columns, out = torch.arange(h, device=target.device), torch.arange(w, device=target.device), labels.new_empty(C, h, w)
+    rows, columns, out = (torch.arange(h, device=target.device),
+                          torch.arange(w, device=target.device), labels.new_empty(C, h, w))
     for i in range(0, h, tile):
         for j in range(0, w, tile):
-            y, x = slice(i, i + tile), slice(j, j + tile)                                           # the tile, a x b patches
-            Y, X = slice(max(0, i - r), i + tile + r), slice(max(0, j - r), j + tile + r)           # what its windows reach, A x B
-            near = ((rows[y, None] - rows[Y]).abs() <= r)[:, None, :, None] & ((columns[x, None] - columns[X]).abs() <= r)[:, None]
-            a = (target[y, x].flatten(0, 1) @ sources[:, Y, X].flatten(0, 2).T).div_(temperature).exp_()  # (ab, TAB)
+            y, x = slice(i, i + tile), slice(j, j + tile)  # the tile, a x b patches
+            # what its windows reach, A x B
+            Y, X = slice(max(0, i - r), i + tile + r), slice(max(0, j - r), j + tile + r)
+            near = ((rows[y, None] - rows[Y]).abs() <= r)[:, None, :, None] & ((columns[
+                x, None] - columns[X]).abs() <= r)[:, None]
+            # (ab, TAB)
+            a = (target[y, x].flatten(0, 1) @ sources[:, Y,
+                                                      X].flatten(0, 2).T).div_(temperature).exp_()
             a = a.unflatten(1, (T, -1)).mul_(near.flatten(2).flatten(0, 1)[:, None]).flatten(1)
             a.mul_(a >= fast_topk(a, min(topk, a.shape[1]))[0][:, -1:])
-            found = labels[:, :, Y, X].transpose(0, 1).flatten(1) @ (a / a.sum(1, keepdim=True)).T   # (C, ab)
+            # (C, ab)
+            found = labels[:, :, Y, X].transpose(0, 1).flatten(1) @ (a / a.sum(1, keepdim=True)).T
             out[:, y, x] = found.view(C, *near.shape[:2])
     return out
 
 # %% ../../nbs/evaluation/davis.ipynb #7754f2fd
 def label_maps(mask, h: int, w: int) -> torch.Tensor:
-    "A mask (H, W) of ids 0..n (255 = void counts as background) as one-hot maps (n + 1, h, w) of its nearest pixels."
+    """A mask (H, W) of ids 0..n (255 = void counts as background) as one-hot maps (n + 1, h, w) of
+    its nearest pixels.
+    """
     ids = np.asarray(mask)
     ids = np.where(ids == 255, 0, ids)
-    if ids.min() < 0 or ids.max() > 254: raise BadInput(f"the first mask holds ids {ids.min()} to {ids.max()}; objects are numbered 1 to 254.")
+    if ids.min() < 0 or ids.max() > 254:
+        raise BadInput(f"the first mask holds ids {ids.min()} to {ids.max()}; objects are numbered "
+                       f"1 to 254.")
     near = np.array(Image.fromarray(ids.astype(np.uint8)).resize((w, h), Image.Resampling.NEAREST))
     return F.one_hot(torch.from_numpy(near).long(), int(ids.max()) + 1).permute(2, 0, 1).float()
 
 def follow(grids, first: torch.Tensor, o: Propagation = Propagation()):
-    "From the features (h, w, D) of frames 0, 1, 2, ... and the maps (C, h, w) of frame 0, yield the maps of frames 1, 2, ...; keeps `context` + 1 frames."
+    """From the features (h, w, D) of frames 0, 1, 2, ... and the maps (C, h, w) of frame 0, yield
+    the maps of frames 1, 2, ...; keeps `context` + 1 frames.
+    """
     grids = iter(grids)
     start, recent = (next(grids), first), deque(maxlen=o.context)
     for grid in grids:
@@ -141,16 +183,21 @@ def follow(grids, first: torch.Tensor, o: Propagation = Propagation()):
 
 # %% ../../nbs/evaluation/davis.ipynb #dd1fbbef
 def stretch(maps: torch.Tensor, nan_channel: bool = False) -> torch.Tensor:
-    "Each channel of (C, H, W) brought to 0..1; empty ones stay. A constant one stays too, or becomes NaN as in DINO's `norm_mask`."
+    """Each channel of (C, H, W) brought to 0..1; empty ones stay.
+
+    A constant one stays too, or becomes NaN as in DINO's `norm_mask`.
+    """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     stays = high <= 0 if nan_channel else high - low <= 1e-6 * high.clamp(min=0)
     return torch.where(stays, maps, (maps - low) / (high - low))
 
-def read_out(maps: torch.Tensor, patch: int, height: int, width: int, nan_channel: bool = False) -> torch.Tensor:
+def read_out(maps: torch.Tensor, patch: int, height: int, width: int,
+             nan_channel: bool = False) -> torch.Tensor:
     "Ids (height, width) uint8 from soft maps (C, h, w) of patches of `patch` pixels."
     large = F.interpolate(maps[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
     ids = stretch(large, nan_channel).argmax(0).byte().cpu().numpy()
-    return torch.from_numpy(np.array(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)))
+    return torch.from_numpy(np.array(
+        Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)))
 
 # %% ../../nbs/evaluation/davis.ipynb #b004da22
 @torch.no_grad()
@@ -162,54 +209,84 @@ def propagate(
     device="cpu",
     progress: bool = False,
 ) -> torch.Tensor:           # (frames, H, W) uint8; frame 0 is the mask given
-    "Masks of all frames of a video [DINO, eval_video_segmentation]. Raises `BadInput` for sizes that do not agree or are not whole patches."
+    """Masks of all frames of a video [DINO, eval_video_segmentation].
+
+    Raises `BadInput` for sizes that do not agree or are not whole patches.
+    """
     if not len(frames): raise BadInput("the video has no frames; give at least one.")
     vit, patch, (width, height) = vit and vit.eval().to(device), patch_side(vit), frames[0].size
     if tuple(np.shape(first_mask)) != (height, width):
-        raise BadInput(f"the first mask is {'x'.join(map(str, np.shape(first_mask)[::-1]))} pixels, its frame {width}x{height}; both must agree.")
+        raise BadInput(f"the first mask is {'x'.join(map(str, np.shape(first_mask)[::-1]))} "
+                       f"pixels, its frame {width}x{height}; both must agree.")
     h, w = (side // patch for side in frame_size(width, height, o, patch))
     first = label_maps(first_mask, h, w).to(device)
     def grids():
         for t, frame in enumerate(track(frames, "frames", "frames", progress)):
             if frame.size != (width, height):
-                raise BadInput(f"frame {t} is {frame.size[0]}x{frame.size[1]} pixels, frame 0 {width}x{height}; a video has one size.")
+                raise BadInput(f"frame {t} is {frame.size[0]}x{frame.size[1]} pixels, frame 0 "
+                               f"{width}x{height}; a video has one size.")
             yield frame_features(vit, frame, o, device)
     start = torch.from_numpy(np.asarray(first_mask).astype(np.uint8))
-    return torch.stack([start, *(read_out(m, patch, height, width, o.nan_channel) for m in follow(grids(), first, o))])
+    return torch.stack([
+        start,
+        *(read_out(m, patch, height, width, o.nan_channel) for m in follow(grids(), first, o))])
 
 # %% ../../nbs/evaluation/davis.ipynb #0a8f1289
 MEASURES = ("j", "j_recall", "j_decay", "f", "f_recall", "f_decay")
 
 def object_scores(
-    truth, predicted,             # equally many masks (H, W) each, tensors or arrays; lazy lists are read once
+    truth, predicted,  # equally many masks (H, W) each, tensors or arrays; lazy lists are read once
     sequence: str = "video",       # how it is called in messages and rows
-    uint8_edges: bool = False,    # decay of videos of 258 frames and more as the official code has it (see `over_frames`)
+    # decay of videos of 258 frames and more as the official code has it (see `over_frames`)
+    uint8_edges: bool = False,
 ) -> list[dict]:
-    """A row for each object: sequence, object (from 1) and `MEASURES`, fractions [DAVIS-2017, semi-supervised].
-    Raises `BadInput` for different numbers of frames, fewer than three, different sizes, or more ids than objects."""
-    if len(truth) != len(predicted): raise BadInput(f"{sequence}: {len(predicted)} predicted masks for {len(truth)} frames; give one for each frame.")
-    if len(truth) < 3: raise BadInput(f"{sequence}: has {len(truth)} frames; the first and the last are left out, so give three or more.")
+    """A row for each object: sequence, object (from 1) and `MEASURES`, fractions [DAVIS-2017,
+    semi-supervised]. Raises `BadInput` for different numbers of frames, fewer than three, different
+    sizes, or more ids than objects.
+    """
+    if len(truth) != len(predicted):
+        raise BadInput(f"{sequence}: {len(predicted)} predicted masks for {len(truth)} frames; "
+                       f"give one for each frame.")
+    if len(truth) < 3:
+        raise BadInput(f"{sequence}: has {len(truth)} frames; the first and the last are left out, "
+                       f"so give three or more.")
     known = lambda mask: np.where(np.asarray(mask) == 255, 0, np.asarray(mask))
     n, scores = int(known(truth[0]).max()), []
     for t in range(1, len(truth) - 1):
         true, found = known(truth[t]), np.asarray(predicted[t])
         where = f"{sequence}: the predicted mask of frame {t}"
-        if true.shape != found.shape: raise BadInput(f"{where} has shape {found.shape}, the true one {true.shape}; both must agree.")
-        if found.max() > n: raise BadInput(f"{where} holds id {found.max()}, but the first annotation has {n} objects; predict no others.")
-        scores.append([(jaccard(true == i, found == i), boundary_f(true == i, found == i)) for i in range(1, n + 1)])
-    return [dict(sequence=sequence, object=i + 1) | dict(zip(MEASURES, over_frames(j, uint8_edges) + over_frames(f, uint8_edges)))
+        if true.shape != found.shape:
+            raise BadInput(f"{where} has shape {found.shape}, the true one {true.shape}; both must "
+                           f"agree.")
+        if found.max() > n:
+            raise BadInput(f"{where} holds id {found.max()}, but the first annotation has {n} "
+                           f"objects; predict no others.")
+        scores.append([(jaccard(true == i, found == i), boundary_f(true == i, found == i))
+                       for i in range(1, n + 1)])
+    return [dict(sequence=sequence, object=i + 1)
+            | dict(zip(MEASURES, over_frames(j, uint8_edges) + over_frames(f, uint8_edges)))
             for i, (j, f) in enumerate(np.array(scores).transpose(1, 2, 0))] if n else []
 
 def mean_scores(rows: list[dict]) -> dict:
-    "Means over objects of `MEASURES`, and 'jf', the mean of J and F. Raises `BadInput` without objects."
-    if not rows: raise BadInput("no first annotation holds an object, so there is nothing to score; choose other sequences.")
+    """Means over objects of `MEASURES`, and 'jf', the mean of J and F.
+
+    Raises `BadInput` without objects.
+    """
+    if not rows:
+        raise BadInput("no first annotation holds an object, so there is nothing to score; choose "
+                       "other sequences.")
     means = {m: float(np.mean([row[m] for row in rows])) for m in MEASURES}
     return dict(jf=(means["j"] + means["f"]) / 2) | means
 
-def davis_scores(truth: dict, predicted: dict, uint8_edges: bool = False) -> tuple[list[dict], dict]:
-    "Rows of all objects and their means, from masks by sequence. Raises `BadInput` as `object_scores`, or for a sequence without prediction."
+def davis_scores(truth: dict, predicted: dict,
+                 uint8_edges: bool = False) -> tuple[list[dict], dict]:
+    """Rows of all objects and their means, from masks by sequence.
+
+    Raises `BadInput` as `object_scores`, or for a sequence without prediction.
+    """
     if missing := [s for s in truth if s not in predicted]:
-        raise BadInput(f"sequence '{missing[0]}' has no predicted masks; predict all {len(truth)} sequences.")
+        raise BadInput(f"sequence '{missing[0]}' has no predicted masks; predict all {len(truth)} "
+                       f"sequences.")
     rows = [row for s in truth for row in object_scores(truth[s], predicted[s], s, uint8_edges)]
     return rows, mean_scores(rows)
 
@@ -218,13 +295,18 @@ def read_palette(path) -> list[int]:
     "The palette (768 numbers) of a palette PNG. Raises `BadInput` for a file without one."
     try:
         with Image.open(path) as image: palette = image.getpalette() if image.mode == "P" else None
-    except OSError: raise BadInput(f"{path}: cannot be read as an image; fetch the file again.") from None
-    if not palette: raise BadInput(f"{path}: has no palette to colour masks with; save the annotation as palette PNG.")
+    except OSError:
+        raise BadInput(f"{path}: cannot be read as an image; fetch the file again.") from None
+    if not palette:
+        raise BadInput(f"{path}: has no palette to colour masks with; save the annotation as "
+                       f"palette PNG.")
     return palette
 
 def write_masks(folder, names: list[str], masks, palette: list[int]) -> None:
     "Masks (H, W) of ids as palette PNGs `folder`/`name`.png; the folder is made."
-    if len(names) != len(masks): raise BadInput(f"{len(masks)} masks for {len(names)} names in {folder}; give one name for each.")
+    if len(names) != len(masks):
+        raise BadInput(f"{len(masks)} masks for {len(names)} names in {folder}; give one name for "
+                       f"each.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, mask in zip(names, masks):
         image = Image.fromarray(np.asarray(mask).astype(np.uint8))
@@ -232,90 +314,145 @@ def write_masks(folder, names: list[str], masks, palette: list[int]) -> None:
         image.save(Path(folder) / f"{name}.png")
 
 def read_results(data: Davis, folder) -> dict[str, Files]:
-    "Predicted masks by sequence, read when asked for. Raises `BadInput` for a missing sequence or frame; the first and last are not needed."
+    """Predicted masks by sequence, read when asked for.
+
+    Raises `BadInput` for a missing sequence or frame; the first and last are not needed.
+    """
     found = {}
     for sequence, masks in zip(data.sequences, data.masks):
         paths = [Path(folder) / sequence / f"{m.stem}.png" for m in masks]
-        if not paths[0].parent.is_dir(): raise BadInput(f"{paths[0].parent}: there is no folder of results for this sequence; write its masks there.")
+        if not paths[0].parent.is_dir():
+            raise BadInput(f"{paths[0].parent}: there is no folder of results for this sequence; "
+                           f"write its masks there.")
         missing = [p for p in paths[1:-1] if not p.is_file()]
-        if missing: raise BadInput(f"{missing[0]}: missing ({len(missing)} of {len(masks)} masks of this sequence); write a mask for each frame.")
+        if missing:
+            raise BadInput(f"{missing[0]}: missing ({len(missing)} of {len(masks)} masks of this "
+                           f"sequence); write a mask for each frame.")
         found[sequence] = Files(paths, read_labels)
     return found
 
 def score_folder(data: Davis, folder, uint8_edges: bool = False) -> tuple[list[dict], dict]:
-    "`davis_scores` of a folder of results for a DAVIS data set. Raises `BadInput` for what is missing, before any mask is scored."
-    return davis_scores({s: Files(m, read_labels) for s, m in zip(data.sequences, data.masks)}, read_results(data, folder), uint8_edges)
+    """`davis_scores` of a folder of results for a DAVIS data set.
+
+    Raises `BadInput` for what is missing, before any mask is scored.
+    """
+    return davis_scores({s: Files(m, read_labels) for s, m in zip(data.sequences, data.masks)},
+                        read_results(data, folder), uint8_edges)
 
 # %% ../../nbs/evaluation/davis.ipynb #bef2b77a
-def overlay(image: Image.Image, mask, palette: list[int] | None = None, opacity: float = .5) -> Image.Image:
-    "A PIL frame with the objects of a mask (H, W) of ids tinted in the palette's colours and outlined in white."
+def overlay(image: Image.Image, mask, palette: list[int] | None = None,
+            opacity: float = .5) -> Image.Image:
+    """A PIL frame with the objects of a mask (H, W) of ids tinted in the palette's colours and
+    outlined in white.
+    """
     picture, ids = np.asarray(image, float), np.asarray(mask)
-    if ids.shape != picture.shape[:2]: raise BadInput(f"the mask has shape {ids.shape}, the frame {picture.shape[:2]}; both must agree.")
-    colours = np.asarray(palette or davis_palette(), float).reshape(-1, 3)[ids]                         # (H, W, 3)
+    if ids.shape != picture.shape[:2]:
+        raise BadInput(f"the mask has shape {ids.shape}, the frame {picture.shape[:2]}; both must "
+                       f"agree.")
+    colours = np.asarray(palette or davis_palette(), float).reshape(-1, 3)[ids]  # (H, W, 3)
     mixed = np.where((ids > 0)[..., None], (1 - opacity) * picture + opacity * colours, picture)
     for i in np.unique(ids[ids > 0]): mixed[contour(ids == i)] = 255
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 def show_propagation(frames, masks: dict, at=(0, 5, 10, 15), palette: list[int] | None = None):
-    "A matplotlib figure: a row for each entry of `masks` (name -> masks of all frames), a column for each frame of `at`."
+    """A matplotlib figure: a row for each entry of `masks` (name -> masks of all frames), a column
+    for each frame of `at`.
+    """
     import matplotlib.pyplot as plt
     width, height = frames[0].size
-    fig, axes = plt.subplots(len(masks), len(at), figsize=(1.5 * len(at), 1.5 * len(masks) * height / width + .15), squeeze=False, dpi=72)
+    fig, axes = plt.subplots(len(masks), len(at),
+                             figsize=(1.5 * len(at), 1.5 * len(masks) * height / width + .15),
+                             squeeze=False, dpi=72)
     for row, (name, found) in zip(axes, masks.items()):
         for ax, t in zip(row, at):
-            ax.imshow(overlay(frames[t], found[t], palette)); ax.grid(False); ax.set(xticks=[], yticks=[])
+            ax.imshow(overlay(frames[t], found[t], palette))
+            ax.grid(False)
+            ax.set(xticks=[], yticks=[])
             for side in ax.spines.values(): side.set_visible(False)
             if row is axes[0]: ax.set_title(f"frame {t}")
         row[0].set_ylabel(name)
     return fig
 
-def animate(path, frames, masks, palette: list[int] | None = None, fps: int = 10, colours: int = 128) -> Path:
+def animate(path, frames, masks, palette: list[int] | None = None, fps: int = 10,
+            colours: int = 128) -> Path:
     "Write a video with tinted objects as an endless GIF; equal videos give equal bytes."
     pictures = [overlay(frame, mask, palette) for frame, mask in zip(frames, masks)]
-    shared = pictures[len(pictures) // 2].quantize(colours, Image.Quantize.MAXCOVERAGE)     # covers small coloured objects too
+    # covers small coloured objects too
+    shared = pictures[len(pictures) // 2].quantize(colours, Image.Quantize.MAXCOVERAGE)
     first, *rest = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps),
+               loop=0)
     return Path(path)
 
 # %% ../../nbs/evaluation/davis.ipynb #58baab1b
 def videos(data) -> Davis:
-    "`data` if it is a set of videos that can be scored: frames and masks of one size, three frames or more. Raises `BadInput` otherwise, naming the file."
+    """`data` if it is a set of videos that can be scored: frames and masks of one size, three
+    frames or more.
+
+    Raises `BadInput` otherwise, naming the file.
+    """
     if not isinstance(data, Davis):
-        raise BadInput("this evaluation needs videos with masks; choose a data set in the DAVIS layout, such as scenes-davis or davis2017.")
+        raise BadInput("this evaluation needs videos with masks; choose a data set in the DAVIS "
+                       "layout, such as scenes-davis or davis2017.")
     check(data, decode=0)
     for sequence, files in zip(data.sequences, data.frames):
-        if len(files) < 3: raise BadInput(f"{files[0].parent}: {len(files)} frames; the first and the last are not scored, so three or more are needed.")
+        if len(files) < 3:
+            raise BadInput(f"{files[0].parent}: {len(files)} frames; the first and the last are "
+                           f"not scored, so three or more are needed.")
         sizes = {}
         for f in files:
             with Image.open(f) as image: sizes.setdefault(image.size, f)
-        if len(sizes) > 1: raise BadInput(f"{list(sizes.values())[1]}: not the size of {files[0].name}; the frames of a video must have one size.")
+        if len(sizes) > 1:
+            raise BadInput(f"{list(sizes.values())[1]}: not the size of {files[0].name}; the "
+                           f"frames of a video must have one size.")
     return data
 
 def eval_davis(
-    bench, spec=None,            # reads videos itself: `spec` is not used
-    short_side: int = 480, multiple: int = 64, context: int = 7, radius: int = 12, topk: int = 5, temperature: float = .1,
-    layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
-    official: bool = False,      # with the habits of DINO's script, and 8-bit edges of the quarters
-    save: str | None = None,     # folder for the masks, in the DAVIS layout
+    bench,
+    spec=None,  # reads videos itself: `spec` is not used
+    short_side: int = 480,
+    multiple: int = 64,
+    context: int = 7,
+    radius: int = 12,
+    topk: int = 5,
+    temperature: float = .1,
+    layer: str | int | tuple[int, ...] = "last",
+    norm: bool = True,
+    kind: str = "tokens",
+    positions: str = "bicubic",
+    official: bool = False,   # with the habits of DINO's script, and 8-bit edges of the quarters
+    save: str | None = None,  # folder for the masks, in the DAVIS layout
 ) -> list[tuple]:
-    "Video object segmentation by label propagation [DAVIS-2017, DINO]: J&F, J and F with recall and decay over all objects, in percent."
-    o = Propagation(short_side, multiple, context, radius, topk, temperature, layer, norm, kind, **(HABITS if official else dict(positions=positions)))
+    """Video object segmentation by label propagation [DAVIS-2017, DINO]: J&F, J and F with recall
+    and decay over all objects, in percent.
+    """
+    o = Propagation(short_side, multiple, context, radius, topk, temperature, layer, norm, kind,
+                    **(HABITS if official else dict(positions=positions)))
     data, rows = videos(bench.data("test")), []
     if bench.vit is not None: dense_blocks(bench.vit, layer, kind, o.positions)
     for files in data.frames:
         with Image.open(files[0]) as image: frame_size(*image.size, o, patch_side(bench.vit))
     palettes = [read_palette(files[0]) for files in data.masks] if save else []
     if save: make_folder(save, "save")
-    if not any((read_labels(files[0]) % 255).any() for files in data.masks): mean_scores([])   # raises
+    # raises
+    if not any((read_labels(files[0]) % 255).any() for files in data.masks): mean_scores([])
     bench.begin()
     for i in track(range(len(data)), "videos", "videos", bench.options["progress"]):
         video = data[i]
-        found = propagate(bench.vit, video["frames"], video["mask"], o, bench.device, bench.options["progress"])
-        if save: write_masks(Path(save) / video["name"], [f.stem for f in data.masks[i]], found, palettes[i])
+        found = propagate(bench.vit, video["frames"], video["mask"], o, bench.device,
+                          bench.options["progress"])
+        if save:
+            write_masks(Path(save) / video["name"], [f.stem for f in data.masks[i]], found,
+                        palettes[i])
         rows += object_scores(video["masks"], found, video["name"], uint8_edges=official)
-    used = asdict(o) if bench.vit is not None else {k: v for k, v in asdict(o).items() if k not in ("layer", "norm", "kind", "positions")} | dict(features="colours", patch=patch_side(None))
-    own = dict(j=lambda row: row["j"], f=lambda row: row["f"], jf=lambda row: (row["j"] + row["f"]) / 2)
-    by_object = {metric: {f"{row['sequence']}/{row['object']}": value(row) for row in rows} for metric, value in own.items()}
-    return [(metric, 100 * value, len(rows), used | dict(official=official, videos=len(data)), *([by_object[metric]] if metric in own else []))
+    used = (asdict(o) if bench.vit is not None else {
+        k: v for k, v in asdict(o).items() if k not in ("layer", "norm", "kind", "positions")}
+            | dict(features="colours", patch=patch_side(None)))
+    own = dict(j=lambda row: row["j"], f=lambda row: row["f"],
+               jf=lambda row: (row["j"] + row["f"]) / 2)
+    by_object = {metric: {f"{row['sequence']}/{row['object']}": value(row) for row in rows}
+                 for metric, value in own.items()}
+    return [(metric, 100 * value, len(rows), used | dict(official=official, videos=len(data)),
+             *([by_object[metric]] if metric in own else []))
             for metric, value in mean_scores(rows).items()]

@@ -16,12 +16,16 @@ from .lowshot import LowShotForm, centre_rows, classify, mean_and_std
 
 # %% ../../nbs/evaluation/fewshot.ipynb #e3f228c7
 def draw_shots(labels: torch.Tensor, shots: int, draw: int) -> torch.Tensor:
-    "Rows (n,) of up to `shots` images of each class of `labels` (N,), sorted; a function of its arguments alone."
-    if shots < 1 or shots != int(shots): raise BadInput(f"shots is {shots}; give a number of images a class, 1 or more.")
+    """Rows (n,) of up to `shots` images of each class of `labels` (N,), sorted; a function of its
+    arguments alone.
+    """
+    if shots < 1 or shots != int(shots):
+        raise BadInput(f"shots is {shots}; give a number of images a class, 1 or more.")
     rows = []
     for c in labels.unique().tolist():
         members = (labels == c).nonzero()[:, 0]
-        order = torch.randperm(len(members), generator=torch.Generator().manual_seed(key_seed("fewshot", draw, c)))
+        order = torch.randperm(
+            len(members), generator=torch.Generator().manual_seed(key_seed("fewshot", draw, c)))
         rows.append(members[order[:int(shots)]])
     return torch.cat(rows).sort().values
 
@@ -29,18 +33,28 @@ def draw_shots(labels: torch.Tensor, shots: int, draw: int) -> torch.Tensor:
 CLASSIFIERS = {"logistic": 2.5e-4, "ridge": 1., "centroid": None}   # with their default `lambd`
 
 def centroid_classes(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
-    "Classes (Q,) of `test` (Q, D) by the cosine with the mean of each class's unit features; `train` (n, D), labels (n,) from 0 without gaps."
+    """Classes (Q,) of `test` (Q, D) by the cosine with the mean of each class's unit features;
+    `train` (n, D), labels (n,) from 0 without gaps.
+    """
     member = F.one_hot(labels).double()                                          # (n, C)
     means = member.T @ F.normalize(train.double(), dim=1)                        # (C, D)
     return (F.normalize(test.double(), dim=1) @ F.normalize(means, dim=1).T).argmax(1)
 
-def few_shot_classes(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classifier: str = "logistic", lambd: float | None = None) -> torch.Tensor:
-    "Classes (Q,) of `test` (Q, D) after a fit on `train` (n, D), labels (n,) from 0 without gaps. Raises `BadInput` for an unknown classifier."
-    if classifier not in CLASSIFIERS: raise BadInput(f"few-shot classifier '{classifier}' is unknown; use one of {', '.join(CLASSIFIERS)}.")
+def few_shot_classes(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor,
+                     classifier: str = "logistic", lambd: float | None = None) -> torch.Tensor:
+    """Classes (Q,) of `test` (Q, D) after a fit on `train` (n, D), labels (n,) from 0 without gaps.
+
+    Raises `BadInput` for an unknown classifier.
+    """
+    if classifier not in CLASSIFIERS:
+        raise BadInput(f"few-shot classifier '{classifier}' is unknown; use one of "
+                       f"{', '.join(CLASSIFIERS)}.")
     lambd = CLASSIFIERS[classifier] if lambd is None else lambd
     if classifier == "centroid": return centroid_classes(train, labels, test)
-    if classifier == "logistic": return classify(train, labels, test, LowShotForm(lambd, "mean", False))
-    return torch.from_numpy(RidgeClassifier(alpha=lambd).fit(centre_rows(train).numpy(), labels.numpy()).predict(centre_rows(test).numpy()))
+    if classifier == "logistic":
+        return classify(train, labels, test, LowShotForm(lambd, "mean", False))
+    return torch.from_numpy(RidgeClassifier(alpha=lambd).fit(
+        centre_rows(train).numpy(), labels.numpy()).predict(centre_rows(test).numpy()))
 
 # %% ../../nbs/evaluation/fewshot.ipynb #b4b96911
 def lay_out(
@@ -48,14 +62,23 @@ def lay_out(
     images,       # the folder that its paths are relative to
     folder,       # here train/, val/ and test/ are made
 ) -> Path:
-    "Class folders of links to the images that a split of CoOp lists; returns `folder`. Raises `BadInput` for another kind of file or a missing image."
+    """Class folders of links to the images that a split of CoOp lists; returns `folder`.
+
+    Raises `BadInput` for another kind of file or a missing image.
+    """
     images, folder = Path(images).resolve(), Path(folder)
-    try: splits = {name: [(str(path), int(label), str(words)) for path, label, words in rows] for name, rows in json.loads(Path(split_file).read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError): raise BadInput(f"{split_file}: is not a split of CoOp; give a JSON file that lists [path, label, class name] for train, val and test.") from None
+    try:
+        splits = {name: [(str(path), int(label), str(words)) for path, label, words in rows]
+                  for name, rows in json.loads(Path(split_file).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise BadInput(f"{split_file}: is not a split of CoOp; give a JSON file that lists [path, "
+                       f"label, class name] for train, val and test.") from None
     names = {f"{label:04}": words for rows in splits.values() for _, label, words in rows}
     for split, rows in splits.items():
         for path, label, _ in rows:
-            if not (images / path).is_file(): raise BadInput(f"{images / path}: named in {split_file} but missing; fetch the images or give another folder.")
+            if not (images / path).is_file():
+                raise BadInput(f"{images / path}: named in {split_file} but missing; fetch the "
+                               f"images or give another folder.")
             link = folder / split / f"{label:04}" / path.replace("/", "__")
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink(): link.symlink_to(images / path)
@@ -63,14 +86,17 @@ def lay_out(
     return folder
 
 # %% ../../nbs/evaluation/fewshot.ipynb #c29afc0a
-def _right(bench, spec, shots, draws: int, classifier: str, lambd: float | None) -> dict[int, torch.Tensor]:
+def _right(bench, spec, shots, draws: int, classifier: str,
+           lambd: float | None) -> dict[int, torch.Tensor]:
     "Which test images of the bench are right: shots -> (draws, Q) bool."
     labels, test_labels = bench.matched_labels()
-    known, dense = labels.unique(return_inverse=True)                            # classes without gaps
+    known, dense = labels.unique(return_inverse=True)  # classes without gaps
     subsets = {n: [draw_shots(labels, n, s) for s in range(draws)] for n in shots}
     rows = torch.cat([r for rs in subsets.values() for r in rs]).unique()
     (train, _), (test, _) = bench.features("train", spec, rows), bench.features("test", spec)
-    return {n: torch.stack([known[few_shot_classes(train[torch.searchsorted(rows, r)], dense[r], test, classifier, lambd)] == test_labels for r in rs]) for n, rs in subsets.items()}
+    return {n: torch.stack([known[few_shot_classes(train[torch.searchsorted(
+        rows, r)], dense[r], test, classifier, lambd)] == test_labels for r in rs])
+            for n, rs in subsets.items()}
 
 def eval_fewshot(
     bench, spec,
@@ -80,21 +106,34 @@ def eval_fewshot(
     classifier: str = "logistic",      # a key of `CLASSIFIERS`
     lambd: float | None = None,        # its regularisation; None: its default
 ) -> list[tuple]:
-    "Few-shot accuracy on frozen features: top1 and top1_std over the draws, for each data set (`target`) and, of several, for their mean."
-    names = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else list(datasets or [bench.dataset])
+    """Few-shot accuracy on frozen features: top1 and top1_std over the draws, for each data set
+    (`target`) and, of several, for their mean.
+    """
+    names = ([n.strip() for n in datasets.split(",")] if isinstance(datasets, str)
+             else list(datasets or [bench.dataset]))
     if draws < 1: raise BadInput(f"draws is {draws}; give 1 or more.")
-    if classifier not in CLASSIFIERS: raise BadInput(f"few-shot classifier '{classifier}' is unknown; use one of {', '.join(CLASSIFIERS)}.")
-    if len({*names}) < len(names): raise BadInput(f"datasets names {max(names, key=names.count)} twice; name each once.")
+    if classifier not in CLASSIFIERS:
+        raise BadInput(f"few-shot classifier '{classifier}' is unknown; use one of "
+                       f"{', '.join(CLASSIFIERS)}.")
+    if len({*names}) < len(names):
+        raise BadInput(f"datasets names {max(names, key=names.count)} twice; name each once.")
     benches = {name: bench if name == bench.dataset else bench.on(name) for name in names}
-    for b in benches.values(): b.matched_labels()                                # all are there, before any is read
+    for b in benches.values(): b.matched_labels()  # all are there, before any is read
     right = {name: _right(b, spec, shots, draws, classifier, lambd) for name, b in benches.items()}
-    base = bench.protocol(spec) | dict(classifier=classifier, lambd=CLASSIFIERS[classifier] if lambd is None else lambd, draws=draws)
+    base = bench.protocol(spec) | dict(classifier=classifier, lambd=CLASSIFIERS[classifier]
+                                       if lambd is None else lambd, draws=draws)
     scores = []
     for n in shots:
-        values = {name: 100 * r[n].double().mean(1) for name, r in right.items()}                # (draws,) for each data set
+        # (draws,) for each data set
+        values = {name: 100 * r[n].double().mean(1) for name, r in right.items()}
         targets = [(name, v, right[name][n].shape[1]) for name, v in values.items()]
-        if len(names) > 1: targets.append((f"mean of {', '.join(names)}", torch.stack([*values.values()]).mean(0), sum(r[n].shape[1] for r in right.values())))
+        if len(names) > 1:
+            targets.append((f"mean of {', '.join(names)}", torch.stack([*values.values()]).mean(0),
+                            sum(r[n].shape[1] for r in right.values())))
         for target, v, count in targets:
-            (mean, std), protocol = mean_and_std(v.tolist()), base | dict(shots=n, target=target, chosen_by_draw=v.tolist())
-            scores += [("top1", mean, count, protocol, *([right[target][n].double().mean(0)] if target == bench.dataset else [])), ("top1_std", std, count, protocol)]
+            (mean, std), protocol = (mean_and_std(v.tolist()),
+                                     base | dict(shots=n, target=target, chosen_by_draw=v.tolist()))
+            scores += [("top1", mean, count, protocol,
+                        *([right[target][n].double().mean(0)] if target == bench.dataset else [])),
+                       ("top1_std", std, count, protocol)]
     return scores

@@ -30,33 +30,38 @@ class ProbeForm:
     per_epoch: bool = True           # the cosine moves once an epoch, not every iteration
     batch_norm: bool = False         # BatchNorm1d(affine=False, eps=1e-6) before the layer
     weight_decays: tuple = (0.,)
-    inputs: tuple = ()               # of features from `layer` n: (last blocks, with mean token) of each head; (): all columns
+    # of features from `layer` n: (last blocks, with mean token) of each head; (): all columns
+    inputs: tuple = ()
     layer: str | int = "last"
     pooling: str = "cls"
     one_shot: bool = False           # crop without retries, in training with augmentation
     interpolation: str = "bilinear"  # of that crop
-    paper_lr: float | None = None    # the paper's own base rate, for `top1_paper`; None: its grid, chosen on the test images
+    # the paper's own base rate, for `top1_paper`; None: its grid, chosen on the test images
+    paper_lr: float | None = None
 
 # %% ../../nbs/evaluation/linear.ipynb #a589b84c
 _STEPS = tuple(round(a * 10. ** b, 4) for b in range(-4, 1) for a in range(1, 10))
 _V2 = tuple(a * 10. ** b for b in range(-5, -1) for a in (1, 2, 5)) + (.1,)
 
-FORMS = {
-    "mae": ProbeForm((.05, .1, .3, 1., 3., 10., 30., 100.), "lars", 16384, 90, 1 / 9, False, True, one_shot=True, interpolation="bicubic", paper_lr=.1),
-    "mae_ct": ProbeForm((.1, .09, .08, .07, .06, .05, .04, .03, .02, .001), "sgd", 1024, 50, .1, False, True, interpolation="bicubic"),
-    "mocov3": ProbeForm((.03, .1, .3, 1., 3., 10.), epochs=90, paper_lr=3.),
-    "dino": ProbeForm((.001, .003, .01, .03, .1, .3, 1., 3.), layer=4, paper_lr=.001),
-    "dino_b": ProbeForm((.001, .003, .01, .03, .1, .3, 1., 3.), pooling="cls+mean", paper_lr=.001),
-    "ibot": ProbeForm(_STEPS, pooling="cls+mean", weight_decays=(0., 1e-6)),
-    "ibot_lars": ProbeForm(_STEPS, "lars", pooling="cls+mean", weight_decays=(0., 1e-6)),
-    "dinov2": ProbeForm(_V2, epochs=10, per_epoch=False, layer=4, pooling="cls+mean", interpolation="bicubic",
-                        inputs=((1, False), (1, True), (4, False), (4, True))),
-}
+FORMS = {"mae": ProbeForm((.05, .1, .3, 1., 3., 10., 30., 100.), "lars", 16384, 90, 1 / 9,
+                          False, True, one_shot=True, interpolation="bicubic", paper_lr=.1),
+         "mae_ct": ProbeForm((.1, .09, .08, .07, .06, .05, .04, .03, .02, .001), "sgd", 1024, 50,
+                             .1, False, True, interpolation="bicubic"),
+         "mocov3": ProbeForm((.03, .1, .3, 1., 3., 10.), epochs=90, paper_lr=3.),
+         "dino": ProbeForm((.001, .003, .01, .03, .1, .3, 1., 3.), layer=4, paper_lr=.001),
+         "dino_b": ProbeForm((.001, .003, .01, .03, .1, .3, 1., 3.), pooling="cls+mean",
+                             paper_lr=.001),
+         "ibot": ProbeForm(_STEPS, pooling="cls+mean", weight_decays=(0., 1e-6)),
+         "ibot_lars": ProbeForm(_STEPS, "lars", pooling="cls+mean", weight_decays=(0., 1e-6)),
+         "dinov2": ProbeForm(_V2, epochs=10, per_epoch=False, layer=4, pooling="cls+mean",
+                             interpolation="bicubic",
+                             inputs=((1, False), (1, True), (4, False), (4, True)))}
 
 # %% ../../nbs/evaluation/linear.ipynb #8f5f0a2c
 def lr_factor(form: ProbeForm, epoch: float) -> float:
     "Share of the peak learning rate at a (fractional) epoch."
-    return warmup_cosine(math.floor(epoch) if form.per_epoch else epoch, form.epochs, form.warmup * form.epochs, 1.)
+    return warmup_cosine(math.floor(epoch) if form.per_epoch else epoch, form.epochs,
+                         form.warmup * form.epochs, 1.)
 
 # %% ../../nbs/evaluation/linear.ipynb #901bbe13
 def _norms(x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +69,9 @@ def _norms(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
 
 def scale_gradient(weight, bias, lrs, weight_decays, lars: bool, trust: float = 0.001):
-    "Turn the gradients of heads (H, C, D) and (H, C) into their SGD or LARS steps, in place; `lrs`, `weight_decays` (H,)."
+    """Turn the gradients of heads (H, C, D) and (H, C) into their SGD or LARS steps, in place;
+    `lrs`, `weight_decays` (H,).
+    """
     g = weight.grad.add_(weight.detach() * weight_decays[:, None, None])
     if lars:
         w_norm, g_norm = _norms(weight.detach()), _norms(g)
@@ -75,19 +82,28 @@ def scale_gradient(weight, bias, lrs, weight_decays, lars: bool, trust: float = 
 
 # %% ../../nbs/evaluation/linear.ipynb #414dda65
 class Heads(nn.Module):
-    "A grid of linear layers on one feature; `grid` lists their learning rate, weight decay and input."
-    def __init__(self, form: ProbeForm, dim: int, num_classes: int, batch: int, width: int | None = None, seed: int = 0):
+    """A grid of linear layers on one feature; `grid` lists their learning rate, weight decay and
+    input.
+    """
+    def __init__(self, form: ProbeForm, dim: int, num_classes: int, batch: int,
+                 width: int | None = None, seed: int = 0):
         super().__init__()
         if form.inputs and dim != (1 + max(n for n, _ in form.inputs)) * (width or 0):
-            raise BadInput(f"features of {dim} columns do not hold the class tokens and the mean token that this form slices; check layer, pooling and width.")
+            raise BadInput(f"features of {dim} columns do not hold the class tokens and the mean "
+                           f"token that this form slices; check layer, pooling and width.")
         pairs = [(lr, wd) for wd in form.weight_decays for lr in form.lrs]
-        columns = [(n, mean, slice(dim - (1 + n) * width, dim if mean else dim - width)) for n, mean in form.inputs] or [(None, None, slice(0, dim))]
+        columns = [(n, mean, slice(dim - (1 + n) * width, dim if mean else dim - width))
+                   for n, mean in form.inputs] or [(None, None, slice(0, dim))]
         self.columns, self.lars = [c for *_, c in columns], form.optimiser == "lars"
-        self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False) if form.batch_norm else nn.Identity()
-        self.grid = [dict(base_lr=lr, weight_decay=wd) | ({"blocks": n, "mean_token": mean} if n else {}) for n, mean, _ in columns for lr, wd in pairs]
+        self.norm = (nn.BatchNorm1d(dim, eps=1e-6, affine=False) if form.batch_norm
+                     else nn.Identity())
+        self.grid = [dict(base_lr=lr, weight_decay=wd)
+                     | ({"blocks": n, "mean_token": mean} if n else {}) for n, mean, _ in columns
+                     for lr, wd in pairs]
         rng = torch.Generator().manual_seed(seed)
         shape = lambda s: (len(pairs), num_classes, s.stop - s.start)
-        self.weights = nn.ParameterList(.01 * torch.randn(shape(s), generator=rng) for s in self.columns)  # (H, C, D) an input
+        self.weights = nn.ParameterList(.01 * torch.randn(shape(s), generator=rng)
+                                        for s in self.columns)  # (H, C, D) an input
         self.biases = nn.ParameterList(torch.zeros(len(pairs), num_classes) for _ in self.columns)
         self.register_buffer("lrs", torch.tensor([lr * batch / 256 for lr, _ in pairs]))
         self.register_buffer("weight_decays", torch.tensor([wd for _, wd in pairs]))
@@ -105,10 +121,13 @@ class HeadTrainer:
         self.heads, self.optimiser = heads, torch.optim.SGD(heads.parameters(), lr=1., momentum=.9)
 
     def step(self, x: torch.Tensor, y: torch.Tensor, factor: float) -> float:
-        "One step on features (B, D) with labels (B,); the loss is the sum over heads, so each head sees its own gradient."
+        """One step on features (B, D) with labels (B,); the loss is the sum over heads, so each
+        head sees its own gradient.
+        """
         h = self.heads.train()
         logits = h(x)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1]), reduction="sum") / len(x)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1]),
+                               reduction="sum") / len(x)
         self.optimiser.zero_grad()
         loss.backward()
         for w, b in zip(h.weights, h.biases): scale_gradient(w, b, h.lrs, h.weight_decays, h.lars)
@@ -118,23 +137,29 @@ class HeadTrainer:
 
     @torch.no_grad()
     def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        "Top-1 and top-5 accuracy in percent and mean cross-entropy of each head: (3, heads), float64 on the CPU."
+        """Top-1 and top-5 accuracy in percent and mean cross-entropy of each head: (3, heads),
+        float64 on the CPU.
+        """
         h = self.heads.eval()
         device, total = h.lrs.device, torch.zeros(3, len(h.grid), dtype=torch.float64)
         chunk = max(1, 2 ** 25 // (len(h.grid) * h.biases[0].shape[1]))
         for i in range(0, len(x), chunk):
             logits, target = h(x[i:i + chunk].to(device).float()), y[i:i + chunk].to(device)
-            own = logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))  # (B, heads, 1)
-            rank = (logits > own).sum(2) + (~own.isfinite()).squeeze(2) * logits.shape[2]  # a head that diverged is wrong
+            # (B, heads, 1)
+            own = logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))
+            # a head that diverged is wrong
+            rank = (logits > own).sum(2) + (~own.isfinite()).squeeze(2) * logits.shape[2]
             loss = logits.logsumexp(2) - own.squeeze(2)
-            total += torch.stack([100. * (rank < 1).sum(0), 100. * (rank < 5).sum(0), loss.nan_to_num(1e30, 1e30).sum(0)]).cpu()
+            total += torch.stack([100. * (rank < 1).sum(0), 100. * (rank < 5).sum(0),
+                                  loss.nan_to_num(1e30, 1e30).sum(0)]).cpu()
         return total / len(x)
 
     @torch.no_grad()
     def right(self, x: torch.Tensor, y: torch.Tensor, head: int, chunk: int = 8192) -> torch.Tensor:
         "Whether `head` classifies each feature right: (N,) bool on the CPU."
         h = self.heads.eval()
-        return torch.cat([h(part.to(h.lrs.device).float())[:, head].argmax(1).cpu() for part in x.split(chunk)]) == y
+        return torch.cat([h(part.to(h.lrs.device).float())[:, head].argmax(1).cpu()
+                          for part in x.split(chunk)]) == y
 
 # %% ../../nbs/evaluation/linear.ipynb #6e9561a6
 class CachedFeatures:
@@ -153,11 +178,14 @@ class CachedFeatures:
 # %% ../../nbs/evaluation/linear.ipynb #3dd7c5e5
 class AugmentedFeatures:
     "Batches of features of newly cropped and flipped images, drawn from (seed, epoch, image)."
-    def __init__(self, vit, dataset, spec: FeatureSpec, form: ProbeForm, batch: int, device="cpu", seed: int = 0, workers: int | None = None, piece: int = 256):
+    def __init__(self, vit, dataset, spec: FeatureSpec, form: ProbeForm, batch: int, device="cpu",
+                 seed: int = 0, workers: int | None = None, piece: int = 256):
         spec, self.piece = resolve(spec, vit), piece  # the encoder sees `piece` images at a time
         view = probe_view(spec.size, one_shot=form.one_shot, interpolation=form.interpolation)
-        self.data, self.batch, self.seed, self.device = ViewDataset(dataset, {"global": [view]}, seed), batch, seed, torch.device(device)
-        self.encoder, self.workers = prepare(vit, [spec], device), settings().workers if workers is None else workers
+        self.data, self.batch, self.seed, self.device = (
+            ViewDataset(dataset, {"global": [view]}, seed), batch, seed, torch.device(device))
+        self.encoder, self.workers = (prepare(vit, [spec], device),
+                                      settings().workers if workers is None else workers)
 
     def __len__(self): return len(self.data) // self.batch
 
@@ -165,9 +193,11 @@ class AugmentedFeatures:
         "Yield features (B, D), labels (B,) and image numbers (B,)."
         self.data.set_epoch(epoch)
         order = epoch_order(len(self.data), self.seed, epoch).tolist()
-        loader = DataLoader(self.data, self.batch, sampler=order, drop_last=True, num_workers=self.workers, collate_fn=collate_views)
+        loader = DataLoader(self.data, self.batch, sampler=order, drop_last=True,
+                            num_workers=self.workers, collate_fn=collate_views)
         for batch in loader:
-            x = torch.cat([self.encoder(images)[0] for images in batch["global"][0].split(self.piece)])  # (B, D)
+            x = torch.cat([self.encoder(images)[0]
+                           for images in batch["global"][0].split(self.piece)])  # (B, D)
             yield x, batch["label"].to(self.device), batch["index"]
 
 # %% ../../nbs/evaluation/linear.ipynb #316a2c08
@@ -182,7 +212,11 @@ def held_out(labels: torch.Tensor, share: float = 0.1, seed: int = 0) -> torch.T
 
 # %% ../../nbs/evaluation/linear.ipynb #8f48013b
 def fitting_batch(batch: int, count: int) -> int:
-    "`batch`, or less for a data set of `count` images: the largest power of two with 16 steps an epoch, at least 2. Raises `BadInput` for no batch."
+    """`batch`, or less for a data set of `count` images: the largest power of two with 16 steps an
+    epoch, at least 2.
+
+    Raises `BadInput` for no batch.
+    """
     if batch < 1: raise BadInput(f"batch is {batch}; give 1 image or more.")
     return min(batch, max(2, 2 ** int(math.log2(max(count / 16, 2)))))
 
@@ -192,7 +226,9 @@ class ProbeResult:
     "What a probe found; accuracies in percent."
     top1: float          # of the head chosen on held-out training images, at the end of training
     top5: float
-    top1_paper: float    # as the papers print it: the best epoch on the test images, at the paper's rate or over its grid
+    # as the papers print it: the best epoch on the test images, at the paper's rate or over its
+    # grid
+    top1_paper: float
     head: dict           # the chosen head: base_lr, weight_decay, ...
     head_paper: dict     # the head and epoch of `top1_paper`
     batch: int
@@ -204,17 +240,23 @@ class ProbeResult:
 def train_probe(
     form: ProbeForm,
     source,                       # `CachedFeatures` or `AugmentedFeatures`
-    train, train_labels,          # features of the central crops (N, D): the held-out part evaluates the heads
+    # features of the central crops (N, D): the held-out part evaluates the heads
+    train, train_labels,
     test, test_labels,            # (Q, D)
     width: int | None = None,     # columns of one token; needed by forms with `inputs`
     seed: int = 0,
     progress: bool = True,
 ) -> ProbeResult:
-    "Train the heads of `form`; the head is chosen on held-out training images. Raises `BadInput` for features that do not fit."
+    """Train the heads of `form`; the head is chosen on held-out training images.
+
+    Raises `BadInput` for features that do not fit.
+    """
     _check(train, train_labels, test, test_labels)
     held, device = held_out(train_labels, seed=seed), source.device
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    choosing, evaluated = (HeadTrainer(Heads(form, train.shape[1], num_classes, source.batch, width, seed).to(device)) for _ in range(2))
+    choosing, evaluated = (
+        HeadTrainer(Heads(form, train.shape[1], num_classes, source.batch, width, seed).to(device))
+        for _ in range(2))
     test_scores, everyone = [], held.nonzero()[:, 0]
     held_x, held_y = train[everyone], train_labels[everyone]
     for epoch in track(range(form.epochs), "linear probe", "epochs", progress):
@@ -223,36 +265,52 @@ def train_probe(
             if kept.sum() > 1: choosing.step(x[kept], y[kept], factor)
             evaluated.step(x, y, factor)
         test_scores.append(evaluated.scores(test, test_labels))
-    found = _result(form, choosing.scores(held_x, held_y), torch.stack(test_scores), evaluated.heads.grid, source.batch)
-    return replace(found, right=evaluated.right(test, test_labels, evaluated.heads.grid.index(found.head)))
+    found = _result(form, choosing.scores(held_x, held_y), torch.stack(test_scores),
+                    evaluated.heads.grid, source.batch)
+    return replace(found,
+                   right=evaluated.right(test, test_labels, evaluated.heads.grid.index(found.head)))
 
 # %% ../../nbs/evaluation/linear.ipynb #bfc83277
 def _check(train, train_labels, test, test_labels):
     "Refuse features that no linear layer can be trained on."
     if train.ndim != 2 or train.shape[1:] != test.shape[1:]:
-        raise BadInput(f"a linear probe needs one vector an image, train and test of the same spec; these have shapes {tuple(train.shape)} and {tuple(test.shape)}.")
+        raise BadInput(f"a linear probe needs one vector an image, train and test of the same "
+                       f"spec; these have shapes {tuple(train.shape)} and {tuple(test.shape)}.")
     check_classes(train_labels, test_labels)
 
 def check_classes(train_labels: torch.Tensor, test_labels: torch.Tensor):
     "Raises `BadInput` for labels that no probe can learn or choose by."
-    if min(train_labels.min(), test_labels.min()) < 0: raise BadInput("some images have no label; a linear probe needs a data set of classes.")
-    if train_labels.bincount().max() < 2: raise BadInput("no class has two training images, so none can be held out to choose the learning rate; add images.")
+    if min(train_labels.min(), test_labels.min()) < 0:
+        raise BadInput("some images have no label; a linear probe needs a data set of classes.")
+    if train_labels.bincount().max() < 2:
+        raise BadInput("no class has two training images, so none can be held out to choose the "
+                       "learning rate; add images.")
     missing = set(test_labels.tolist()) - set(train_labels.tolist())
-    if missing: raise BadInput(f"class {min(missing)} is in the test split but has no training image; add some or drop the class.")
+    if missing:
+        raise BadInput(f"class {min(missing)} is in the test split but has no training image; add "
+                       f"some or drop the class.")
 
-def _result(form: ProbeForm, chosen: torch.Tensor, tested: torch.Tensor, grid: list, batch: int) -> ProbeResult:
-    "The winner of the held-out scores (3, heads), and the best of the test scores (epochs, 3, heads) as the paper takes it."
+def _result(form: ProbeForm, chosen: torch.Tensor, tested: torch.Tensor, grid: list,
+            batch: int) -> ProbeResult:
+    """The winner of the held-out scores (3, heads), and the best of the test scores (epochs, 3,
+    heads) as the paper takes it.
+    """
     top = chosen[0] == chosen[0].max()
-    h = int(torch.where(top, chosen[2], torch.inf).argmin())  # equal accuracy: the lower cross-entropy
-    own = torch.tensor([form.paper_lr in (None, g["base_lr"]) for g in grid])             # heads among which the paper chooses
+    # equal accuracy: the lower cross-entropy
+    h = int(torch.where(top, chosen[2], torch.inf).argmin())
+    # heads among which the paper chooses
+    own = torch.tensor([form.paper_lr in (None, g["base_lr"]) for g in grid])
     epoch, paper = divmod(int(tested[:, 0].cpu().where(own, -1.).argmax()), len(grid))
-    by_head = [g | dict(held_out=float(c), test=float(t)) for g, c, t in zip(grid, chosen[0], tested[-1, 0])]
-    return ProbeResult(float(tested[-1, 0, h]), float(tested[-1, 1, h]), float(tested[epoch, 0, paper]), grid[h],
-                       grid[paper] | {"epoch": epoch + 1}, batch, tested[:, 0, h].tolist(), by_head)
+    by_head = [g | dict(held_out=float(c), test=float(t))
+               for g, c, t in zip(grid, chosen[0], tested[-1, 0])]
+    return ProbeResult(float(tested[-1, 0, h]), float(tested[-1, 1, h]),
+                       float(tested[epoch, 0, paper]), grid[h], grid[paper] | {"epoch": epoch + 1},
+                       batch, tested[:, 0, h].tolist(), by_head)
 
 # %% ../../nbs/evaluation/linear.ipynb #883aa5a0
-def linear_probe(train, train_labels, test, test_labels, form: str | ProbeForm = "mae", epochs: int | None = None, batch: int | None = None,
-                 width: int | None = None, device="cpu", seed: int = 0, progress: bool = True) -> ProbeResult:
+def linear_probe(train, train_labels, test, test_labels, form: str | ProbeForm = "mae",
+                 epochs: int | None = None, batch: int | None = None, width: int | None = None,
+                 device="cpu", seed: int = 0, progress: bool = True) -> ProbeResult:
     "A linear probe on fixed features (N, D), (Q, D); `form` by name (a key of `FORMS`) or given."
     form = probe_form(form, epochs)
     batch = fitting_batch(form.batch if batch is None else batch, len(train_labels))
@@ -260,8 +318,13 @@ def linear_probe(train, train_labels, test, test_labels, form: str | ProbeForm =
     return train_probe(form, source, train, train_labels, test, test_labels, width, seed, progress)
 
 def probe_form(form: str | ProbeForm, epochs: int | None = None) -> ProbeForm:
-    "The form by name, with another number of epochs if given. Raises `BadInput` for an unknown name."
-    if not isinstance(form, ProbeForm) and form not in FORMS: raise BadInput(f"probe form '{form}' is unknown; use one of {', '.join(FORMS)}.")
+    """The form by name, with another number of epochs if given.
+
+    Raises `BadInput` for an unknown name.
+    """
+    if not isinstance(form, ProbeForm) and form not in FORMS:
+        raise BadInput(f"probe form '{form}' is unknown; use one of {', '.join(FORMS)}.")
     form = form if isinstance(form, ProbeForm) else FORMS[form]
-    if epochs is not None and epochs < 1: raise BadInput(f"epochs is {epochs}; a probe needs at least 1.")
+    if epochs is not None and epochs < 1:
+        raise BadInput(f"epochs is {epochs}; a probe needs at least 1.")
     return replace(form, epochs=epochs) if epochs else form

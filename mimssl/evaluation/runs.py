@@ -21,7 +21,10 @@ def open_run(
     pretrained: Path,  # folder of the trained runs
     **bench,           # options of `Bench`
 ) -> tuple[Bench, dict]:
-    "A bench for the run, and what its records say of it. Raises `BadInput` when it was not trained."
+    """A bench for the run, and what its records say of it.
+
+    Raises `BadInput` when it was not trained.
+    """
     options = dict(device=settings().device) | bench
     if run == "pixels": return PixelBench(study["dataset"], **options), dict(run=run, method=run)
     if run == "untrained":
@@ -29,13 +32,18 @@ def open_run(
         return Bench(vit, study["dataset"], **options), dict(run=run, method=run, seed=0)
     folder = Path(pretrained) / run
     if not (folder / "recipe.json").is_file():
-        raise BadInput(f"there is no trained run '{run}' ({folder / 'recipe.json'} is missing); train it first, or use pixels or untrained.")
+        raise BadInput(f"there is no trained run '{run}' ({folder / 'recipe.json'} is missing); "
+                       f"train it first, or use pixels or untrained.")
     about = json.loads((folder / "recipe.json").read_text())
-    record = dict(run=run, method=about["recipe"]["method"], seed=about["seed"], recipe=about["fingerprint"])
-    return Bench(load_encoder(folder / "encoder.safetensors"), study["dataset"], folder=folder, **options), record
+    record = dict(run=run, method=about["recipe"]["method"], seed=about["seed"],
+                  recipe=about["fingerprint"])
+    return Bench(load_encoder(folder / "encoder.safetensors"), study["dataset"], folder=folder,
+                 **options), record
 
 def by_dataset(study: dict) -> dict[str, dict]:
-    "Data set -> evaluations with their options; an evaluation's option `dataset` moves it away from the study's data set."
+    """Data set -> evaluations with their options; an evaluation's option `dataset` moves it away
+    from the study's data set.
+    """
     found = {study["dataset"]: {}}
     for name, options in study["suite"].items():
         options = dict(options or {})
@@ -43,26 +51,39 @@ def by_dataset(study: dict) -> dict[str, dict]:
     return found
 
 def score(bench: Bench, study: dict, about: dict) -> list[dict]:
-    "Records of an opened run under `study['suite']`, which maps evaluations to their options. Raw pixels skip what needs an encoder."
+    """Records of an opened run under `study['suite']`, which maps evaluations to their options.
+
+    Raw pixels skip what needs an encoder.
+    """
     records = []
     for dataset, suite in by_dataset(study).items():
-        suite = {n: o for n, o in suite.items() if bench.vit is not None or SUITE[suite_names([n])[0]].on_pixels}
-        if suite: records += run_suite(bench if dataset == bench.dataset else bench.on(dataset), list(suite), options=suite, **about)
+        suite = {n: o for n, o in suite.items() if bench.vit is not None
+                 or SUITE[suite_names([n])[0]].on_pixels}
+        if suite:
+            records += run_suite(bench if dataset == bench.dataset else bench.on(dataset),
+                                 list(suite), options=suite, **about)
     return records
 
-def evaluate_runs(runs: list[str], study: dict, pretrained: Path, suite: dict | None = None, **bench) -> list[dict]:
-    "Records of several runs under `suite` (default: the study's); raises `BadInput` for a run that was not trained before any is evaluated."
-    opened, study = [open_run(run, study, pretrained, **bench) for run in runs], study | {"suite": suite or study["suite"]}
+def evaluate_runs(runs: list[str], study: dict, pretrained: Path, suite: dict | None = None,
+                  **bench) -> list[dict]:
+    """Records of several runs under `suite` (default: the study's); raises `BadInput` for a run
+    that was not trained before any is evaluated.
+    """
+    opened, study = ([open_run(run, study, pretrained, **bench) for run in runs],
+                     study | {"suite": suite or study["suite"]})
     return [record for one, about in opened for record in score(one, study, about)]
 
 # %% ../../nbs/evaluation/runs.ipynb #e0cb8f00
 def summary(records: list[dict]) -> dict:
-    "Records as evaluation -> metric -> value, for `dvc metrics show`; a metric under several protocols is numbered."
+    """Records as evaluation -> metric -> value, for `dvc metrics show`; a metric under several
+    protocols is numbered.
+    """
     out = {}
     for record in records:
         scores, name = out.setdefault(record["evaluation"], {}), record["metric"]
         same = sum(key.split("#")[0] == name for key in scores)
-        scores[f"{name}#{same + 1}" if same else name] = record["value"] if record["value"] is None else round(record["value"], 4)
+        scores[f"{name}#{same + 1}" if same else name] = (
+            record["value"] if record["value"] is None else round(record["value"], 4))
     return out
 
 # %% ../../nbs/evaluation/runs.ipynb #f97085ae
@@ -74,24 +95,34 @@ def write_summary(records: list[dict], folder) -> dict:
 
 # %% ../../nbs/evaluation/runs.ipynb #0f2c6763
 def neighbours(bench: Bench, queries: int = 6, k: int = 5) -> list[tuple[int, list[int]]]:
-    "(test image, its `k` nearest training images) for `queries` test images spread over the classes."
+    """(test image, its `k` nearest training images) for `queries` test images spread over the
+    classes.
+    """
     spec = bench.spec(pooling="cls")
     (train, _), (test, _) = bench.features("train", spec), bench.features("test", spec)
     chosen = torch.linspace(0, len(test) - 1, queries).long()
-    near = (F.normalize(test[chosen].float(), dim=1) @ F.normalize(train.float(), dim=1).T).topk(k).indices   # (queries, k)
+    # (queries, k)
+    near = (F.normalize(test[chosen].float(),
+                        dim=1) @ F.normalize(train.float(), dim=1).T).topk(k).indices
     return list(zip(chosen.tolist(), near.tolist()))
 
 def show_neighbours(bench: Bench, queries: int = 5, k: int = 5):
-    "A figure of `neighbours`: a row for each query, green frames for the right class and red for others."
+    """A figure of `neighbours`: a row for each query, green frames for the right class and red for
+    others.
+    """
     import matplotlib.pyplot as plt
-    (train, test), (numbers, wanted) = (bench.data("train"), bench.data("test")), bench.matched_labels()
-    fig, axes = plt.subplots(queries, k + 1, figsize=(.7 * (k + 1), .74 * queries), dpi=72, squeeze=False, layout="constrained")
+    (train, test), (numbers, wanted) = ((bench.data("train"), bench.data("test")),
+                                        bench.matched_labels())
+    fig, axes = plt.subplots(queries, k + 1, figsize=(.7 * (k + 1), .74 * queries), dpi=72,
+                             squeeze=False, layout="constrained")
     for row, (query, near) in zip(axes, neighbours(bench, queries, k)):
         for ax, source, i in zip(row, [test] + [train] * k, [query, *near]):
             ax.imshow(source[i]["image"])
             ax.set(xticks=[], yticks=[])
             right = source is train and numbers[i] == wanted[query]
-            for edge in ax.spines.values(): edge.set(color="black" if source is test else "tab:green" if right else "tab:red", linewidth=2)
+            for edge in ax.spines.values():
+                edge.set(color="black" if source is test else "tab:green" if right else "tab:red",
+                         linewidth=2)
     axes[0, 0].set_title("query", fontsize=7)
     axes[0, 1].set_title("nearest", fontsize=7)
     return fig

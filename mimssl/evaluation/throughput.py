@@ -20,16 +20,19 @@ from .features import FeatureSpec, resolve, stream
 from .knn import knn
 from .lowshot import LOWSHOT_FORMS, classify
 from .linear import CachedFeatures, fitting_batch, probe_form, train_probe
-from .semseg import cached_batches, dense_encoder, fit_subset, evaluate_heads, seg_form, store_grids
+from .semseg import (cached_batches, dense_encoder, fit_subset, evaluate_heads,
+                                      seg_form, store_grids)
 from .suite import forget_peak, peak_mb
 from .unsupervised_segmentation import segment_scores
 from .davis import Propagation, propagate
 from ..parts.encoder import EncoderConfig, build_encoder
 
 # %% ../../nbs/evaluation/throughput.ipynb #05670bdd
-def noise(*shape, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def noise(*shape, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
-def knn_work(queries: int, gallery: int = 1_281_167, dim: int = 192, classes: int = 1000, device="cpu") -> Callable:
+def knn_work(queries: int, gallery: int = 1_281_167, dim: int = 192, classes: int = 1000,
+             device="cpu") -> Callable:
     "k-NN of `queries` against a gallery of ImageNet's size."
     label = lambda n: torch.arange(n) % classes
     given = noise(gallery, dim), label(gallery), noise(queries, dim, seed=1), label(queries)
@@ -41,14 +44,19 @@ def clustering_work(images: int, dim: int = 192, clusters: int = 10, device="cpu
     return lambda: kmeans(x, clusters, restarts=1, max_iter=10)
 
 def linear_work(images: int, dim: int = 192, classes: int = 100, device="cpu") -> Callable:
-    "A linear probe of five epochs with MAE's grid of learning rates, evaluated on a tenth as many images."
+    """A linear probe of five epochs with MAE's grid of learning rates, evaluated on a tenth as many
+    images.
+    """
     form, label = probe_form("mae", epochs=5), lambda n: torch.arange(n) % classes
     given = noise(images, dim), label(images), noise(images // 10, dim, seed=1), label(images // 10)
     source = CachedFeatures(*given[:2], fitting_batch(form.batch, images), device)
     return lambda: train_probe(form, source, *given, progress=False)
 
 def lowshot_work(images: int, dim: int = 192, classes: int = 100, device="cpu") -> Callable:
-    "One logistic regression on few images, evaluated on five thousand. It runs on the CPU whatever the device."
+    """One logistic regression on few images, evaluated on five thousand.
+
+    It runs on the CPU whatever the device.
+    """
     given = noise(images, dim), torch.arange(images) % classes, noise(5000, dim, seed=1)
     return lambda: classify(*given, LOWSHOT_FORMS["msn"])
 
@@ -57,32 +65,45 @@ def tiny_vit():
     return build_encoder(EncoderConfig("tiny", patch_size=16, image_size=224))
 
 class Pictures:
-    "Made-up JPEGs of `side` pixels, decoded when they are asked for, each with a mask of `classes` blocks."
+    """Made-up JPEGs of `side` pixels, decoded when they are asked for, each with a mask of
+    `classes` blocks.
+    """
     def __init__(self, count: int, side: int = 224, classes: int = 8):
         rng = np.random.default_rng(0)
-        smooth = lambda colours: Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC)
+        smooth = lambda colours: Image.fromarray(colours).resize((side, side),
+                                                                 Image.Resampling.BICUBIC)
         self.files = [io.BytesIO() for _ in range(count)]
-        for file in self.files: smooth(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, "JPEG")
-        self.masks = torch.from_numpy(rng.integers(0, classes, (count, 8, 8))).repeat_interleave(side // 8, 1).repeat_interleave(side // 8, 2)
+        for file in self.files:
+            smooth(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, "JPEG")
+        self.masks = torch.from_numpy(rng.integers(0, classes, (count, 8, 8))).repeat_interleave(
+            side // 8, 1).repeat_interleave(side // 8, 2)
 
     def known(self, i: int) -> dict: return {"mask": self.masks[i]}
     def __len__(self) -> int: return len(self.files)
-    def __getitem__(self, i: int) -> dict: return {"image": Image.open(self.files[i]).convert("RGB")} | self.known(i)
+    def __getitem__(self, i: int) -> dict:
+        return {"image": Image.open(self.files[i]).convert("RGB")} | self.known(i)
 
 def features_work(images: int, device="cpu") -> Callable:
-    "Features of pictures by an untrained ViT-Ti with patches of 16 pixels: decode, resize, encode, in one process."
+    """Features of pictures by an untrained ViT-Ti with patches of 16 pixels: decode, resize,
+    encode, in one process.
+    """
     vit, data = tiny_vit(), Pictures(images, 256)
-    return lambda: [x for x, _ in stream(vit, data, [resolve(FeatureSpec(), vit)], device, workers=0, progress=False)]
+    return lambda: [x for x, _ in stream(vit, data, [resolve(FeatureSpec(), vit)], device,
+                                         workers=0, progress=False)]
 
 def semseg_work(images: int, side: int = 128, classes: int = 8, device="cpu") -> Callable:
-    "Linear segmentation on the features of the same encoder, computed once: four epochs, evaluated on the same pictures."
+    """Linear segmentation on the features of the same encoder, computed once: four epochs,
+    evaluated on the same pictures.
+    """
     data, vit = Pictures(images, side, classes), tiny_vit()
-    form = seg_form("default", 16, short=side, crop=side // 16 * 16, batch=8, iterations=4 * -(-images // 8))
+    form = seg_form("default", 16, short=side, crop=side // 16 * 16, batch=8,
+                    iterations=4 * -(-images // 8))
     def run():
         encode, rows = dense_encoder(vit, device)[0], torch.arange(images)
         stored = store_grids(encode, data, rows, 16, side)
         fit = fit_subset(form, rows, cached_batches(stored, rows, form, device), classes, device)
-        return evaluate_heads(encode, data, rows.tolist(), [(head, None) for head in fit.evaluated], classes, 16, side)
+        return evaluate_heads(encode, data, rows.tolist(), [(head, None) for head in fit.evaluated],
+                              classes, 16, side)
     return run
 
 def unsupervised_work(images: int, side: int = 128, device="cpu") -> Callable:
@@ -91,9 +112,12 @@ def unsupervised_work(images: int, side: int = 128, device="cpu") -> Callable:
     return lambda: segment_scores(dense_encoder(vit, device)[0], data, side)
 
 def davis_work(frames: int, side: int = 240, device="cpu") -> Callable:
-    "Label propagation through a video of random frames, by an untrained ViT-Ti with patches of 16 pixels."
+    """Label propagation through a video of random frames, by an untrained ViT-Ti with patches of 16
+    pixels.
+    """
     rng = np.random.default_rng(0)
-    video = [Image.fromarray(rng.integers(0, 256, (side, side * 16 // 9, 3), dtype=np.uint8)) for _ in range(frames)]
+    video = [Image.fromarray(rng.integers(0, 256, (side, side * 16 // 9, 3), dtype=np.uint8))
+             for _ in range(frames)]
     mask = np.zeros((side, side * 16 // 9), np.uint8)
     mask[side // 4:side // 2, side // 4:side // 2] = 1
     vit = tiny_vit()
@@ -107,17 +131,26 @@ class Growth:
     sizes: tuple
     unit: str        # what the size counts
 
-GROWTHS = {"features": Growth(features_work, (25, 50, 100), "images"), "linear": Growth(linear_work, (2500, 5000, 10_000), "images"),
-           "lowshot": Growth(lowshot_work, (500, 1000, 2000), "images"), "semseg": Growth(semseg_work, (10, 20, 40), "images"),
+GROWTHS = {"features": Growth(features_work, (25, 50, 100), "images"),
+           "linear": Growth(linear_work, (2500, 5000, 10_000), "images"),
+           "lowshot": Growth(lowshot_work, (500, 1000, 2000), "images"),
+           "semseg": Growth(semseg_work, (10, 20, 40), "images"),
            "unsupervised_segmentation": Growth(unsupervised_work, (10, 20, 40), "images"),
-           "knn": Growth(knn_work, (1000, 2000, 4000), "queries"), "clustering": Growth(clustering_work, (25_000, 50_000, 100_000), "images"),
+           "knn": Growth(knn_work, (1000, 2000, 4000), "queries"),
+           "clustering": Growth(clustering_work, (25_000, 50_000, 100_000), "images"),
            "davis": Growth(davis_work, (10, 20, 40), "frames")}
 
-def costs(names=None, sizes: dict | None = None, device="auto", progress: bool = True) -> list[dict]:
-    "Records of evaluation 'cost': seconds, items_per_s and peak_mb of each of `names` (all of `GROWTHS`) at each size. `sizes` replaces those of some names."
+def costs(names=None, sizes: dict | None = None, device="auto",
+          progress: bool = True) -> list[dict]:
+    """Records of evaluation 'cost': seconds, items_per_s and peak_mb of each of `names` (all of
+    `GROWTHS`) at each size.
+
+    `sizes` replaces those of some names.
+    """
     device, names = pick_device(str(device)), list(names or GROWTHS)
     for name in [*names, *(sizes or {})]:
-        if name not in GROWTHS: raise BadInput(f"there is no cost measurement '{name}'; use {', '.join(GROWTHS)}.")
+        if name not in GROWTHS:
+            raise BadInput(f"there is no cost measurement '{name}'; use {', '.join(GROWTHS)}.")
     todo, records = [(n, s) for n in names for s in (sizes or {}).get(n, GROWTHS[n].sizes)], []
     for name, size in track(todo, "costs", "sizes", progress):
         work = None          # else the input of the size before would still be held
@@ -126,25 +159,33 @@ def costs(names=None, sizes: dict | None = None, device="auto", progress: bool =
         work, start = GROWTHS[name].work(size, device=device), time.perf_counter()
         work()
         seconds = time.perf_counter() - start
-        protocol = dict(size=size, unit=GROWTHS[name].unit, threads=torch.get_num_threads(), torch=torch.__version__)
+        protocol = dict(size=size, unit=GROWTHS[name].unit, threads=torch.get_num_threads(),
+                        torch=torch.__version__)
         found = dict(seconds=seconds, items_per_s=size / seconds, peak_mb=peak_mb(device))
-        records += [metric_record(name, name, "cost", metric, value, size, None, "", "noise", protocol, device.type, seconds) for metric, value in found.items()]
+        records += [metric_record(name, name, "cost", metric, value, size, None,
+                                  "", "noise", protocol, device.type, seconds)
+                    for metric, value in found.items()]
     return records
 
 # %% ../../nbs/evaluation/throughput.ipynb #989458b7
 def draw_growth(records: list[dict]):
-    "A figure of seconds against size for each evaluation in `lines` of 'cost', with the proportional line through its largest size."
+    """A figure of seconds against size for each evaluation in `lines` of 'cost', with the
+    proportional line through its largest size.
+    """
     import matplotlib.pyplot as plt
     found = {}
     for record in records:
-        if record["metric"] == "seconds": found.setdefault((record["run"], record["protocol"]["unit"]), []).append((record["protocol"]["size"], record["value"]))
+        if record["metric"] == "seconds":
+            found.setdefault((record["run"], record["protocol"]["unit"]),
+                             []).append((record["protocol"]["size"], record["value"]))
     across = min(4, len(found))
     down = -(-len(found) // across)
     fig, axes = plt.subplots(down, across, figsize=(2.3 * across, 2 * down), squeeze=False)
     for ax in axes.flat[len(found):]: ax.axis("off")
     for ax, ((name, unit), points) in zip(axes.flat, found.items()):
         sizes, seconds = zip(*sorted(points))
-        ax.plot([0, sizes[-1]], [0, seconds[-1]], ls="--", lw=.8, color="#888888", label="proportional")
+        ax.plot([0, sizes[-1]], [0, seconds[-1]], ls="--", lw=.8, color="#888888",
+                label="proportional")
         ax.plot(sizes, seconds, marker="o", label="measured")
         ax.set(xlabel=unit, ylabel="time / s", xlim=(0, None), ylim=(0, None))
         ax.set_title(name.replace("_", " "), loc="left")

@@ -23,7 +23,9 @@ from .semseg import dense_encoder
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #9926749e
 def partition(masks: torch.Tensor, void: torch.Tensor) -> torch.Tensor:
-    "Objects (n, H, W) bool as one map (H, W) int64: 0 background, 1..m objects, -1 void; a pixel belongs to the smallest object that covers it."
+    """Objects (n, H, W) bool as one map (H, W) int64: 0 background, 1..m objects, -1 void; a pixel
+    belongs to the smallest object that covers it.
+    """
     ids = torch.zeros_like(void, dtype=torch.long)
     for n in masks.sum((1, 2)).argsort(descending=True, stable=True).tolist(): ids[masks[n]] = n + 1
     ids[void & (ids == 0)] = -1
@@ -37,14 +39,18 @@ def token_of_pixels(height: int, width: int, h: int, w: int) -> torch.Tensor:
     return rows[:, None] * w + columns
 
 def token_counts(ids: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    "Pixels of each token that belong to each segment: (h w, m + 1) int64 of a map (H, W) with ids 0..m; -1 is not counted."
+    """Pixels of each token that belong to each segment: (h w, m + 1) int64 of a map (H, W) with ids
+    0..m; -1 is not counted.
+    """
     counted, columns = ids >= 0, int(ids.max().clamp(min=0)) + 1
     place = token_of_pixels(*ids.shape, *grid)[counted] * columns + ids[counted]
     return torch.bincount(place, minlength=grid[0] * grid[1] * columns).view(-1, columns)
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #0210f691
 def token_tree(tokens: torch.Tensor) -> np.ndarray:
-    "The average-linkage tree, with cosine distances, of tokens (n, D): scipy's linkage matrix (n - 1, 4)."
+    """The average-linkage tree, with cosine distances, of tokens (n, D): scipy's linkage matrix (n
+    - 1, 4).
+    """
     x = F.normalize(tokens.flatten(0, -2).double(), dim=1)
     distance = (1 - x @ x.T).clamp(min=0)
     return linkage(squareform(distance.numpy(), checks=False), "average")
@@ -55,28 +61,36 @@ def cut_tree(tree: np.ndarray, num_clusters: int) -> np.ndarray:
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #6dfb0e10
 def rand_index(table: np.ndarray) -> float:
-    "Adjusted Rand index of a contingency table (clusters, segments); NaN for fewer than two segments."
+    """Adjusted Rand index of a contingency table (clusters, segments); NaN for fewer than two
+    segments.
+    """
     table = table.astype(float)[:, table.sum(0) > 0]
     if table.shape[1] < 2: return float("nan")
     pairs = lambda n: (n * (n - 1) / 2).sum()
-    both, rows, columns, everything = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), pairs(table.sum())
+    both, rows, columns, everything = (pairs(table), pairs(table.sum(1)), pairs(table.sum(0)),
+                                       pairs(table.sum()))
     expected = rows * columns / everything
     gap = (rows + columns) / 2 - expected
     return float((both - expected) / gap) if gap else 1.
 
 def cluster_overlaps(counts: np.ndarray, clusters: np.ndarray) -> dict:
-    "Scores of clusters (n,) of tokens with pixel counts (n, 1 + m), first column background: `matched` and `ari` (fractions), `best` (m,)."
+    """Scores of clusters (n,) of tokens with pixel counts (n, 1 + m), first column background:
+    `matched` and `ari` (fractions), `best` (m,).
+    """
     table = np.zeros((clusters.max() + 1, counts.shape[1]))
     np.add.at(table, clusters, counts)
-    iou = table / np.maximum(1, table.sum(1, keepdims=True) + table.sum(0) - table)                # (K, 1 + m)
+    iou = table / np.maximum(1, table.sum(1, keepdims=True) + table.sum(0) - table)  # (K, 1 + m)
     segments = table.sum(0) > 0
     matched = float(iou[linear_sum_assignment(iou, maximize=True)].sum() / segments.sum())
     return dict(matched=matched, best=iou[:, 1:].max(0)[segments[1:]], ari=rand_index(table[:, 1:]))
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #4ab86621
-def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"), kind: str | None = None, progress: bool = False) -> dict:
-    """k -> dict of miou_matched, miou_best, ari in percent, the numbers `images`, `objects` and `several` (images with two objects or more) behind them, and
-    the outcomes `by_image` and `by_object` behind the first two."""
+def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"),
+                   kind: str | None = None, progress: bool = False) -> dict:
+    """k -> dict of miou_matched, miou_best, ari in percent, the numbers `images`, `objects` and
+    `several` (images with two objects or more) behind them, and the outcomes `by_image` and
+    `by_object` behind the first two.
+    """
     kind = object_kind(dataset, kind)
     found, names = {k: [] for k in ks}, []
     for i in track(range(len(dataset)), "clusters", show=progress):
@@ -87,41 +101,64 @@ def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"), kin
         grid = encode(square(item["image"], size)[None])[0].cpu()                # (h, w, D)
         counts, tree = token_counts(ids, grid.shape[:2]).numpy(), token_tree(grid)
         names.append(str(item.get("name", i)))
-        for k in ks: found[k].append(cluster_overlaps(counts, cut_tree(tree, int((counts.sum(0) > 0).sum()) if k == "oracle" else k)))
+        for k in ks:
+            found[k].append(cluster_overlaps(
+                counts, cut_tree(tree, int((counts.sum(0) > 0).sum()) if k == "oracle" else k)))
     if not found[ks[0]]: raise BadInput("no image has an object; use a data set with masks.")
-    objects, several = (sum(f(s) for s in found[ks[0]]) for f in (lambda s: len(s["best"]), lambda s: int(np.isfinite(s["ari"]))))
+    objects, several = (sum(f(s) for s in found[ks[0]])
+                        for f in (lambda s: len(s["best"]), lambda s: int(np.isfinite(s["ari"]))))
     mean = lambda values: 100 * float(np.mean(values)) if len(values) else float("nan")
-    by_object = lambda scores: {f"{name}#{n}": value for name, s in zip(names, scores) for n, value in enumerate(s["best"].tolist(), 1)}
-    return {k: dict(by_image=dict(zip(names, (s["matched"] for s in scores))), by_object=by_object(scores),
-                    miou_matched=mean([s["matched"] for s in scores]), miou_best=mean(np.concatenate([s["best"] for s in scores])),
-                    ari=mean([s["ari"] for s in scores if np.isfinite(s["ari"])]), images=len(scores), objects=objects, several=several) for k, scores in found.items()}
+    by_object = lambda scores: {f"{name}#{n}": value for name, s in zip(names, scores)
+                                for n, value in enumerate(s["best"].tolist(), 1)}
+    return {k: dict(by_image=dict(zip(names, (s["matched"] for s in scores))),
+                    by_object=by_object(scores),
+                    miou_matched=mean([s["matched"] for s in scores]),
+                    miou_best=mean(np.concatenate([s["best"] for s in scores])),
+                    ari=mean([s["ari"] for s in scores if np.isfinite(s["ari"])]),
+                    images=len(scores),
+                    objects=objects,
+                    several=several) for k, scores in found.items()}
 
 def eval_unsupervised_segmentation(
     bench, spec=None,
-    size: int | None = None,               # pictures are squashed to size x size; None: the encoder's own (224 for colours)
+    # pictures are squashed to size x size; None: the encoder's own (224 for colours)
+    size: int | None = None,
     ks: tuple = (*range(2, 11), "oracle"),   # numbers of clusters
     layer: str | int | tuple[int, ...] = "last", norm: bool = False,   # of the tokens
-    objects: str | None = None,            # one of objects.KINDS; None: instances where there are some
+    objects: str | None = None,  # one of objects.KINDS; None: instances where there are some
 ) -> list[tuple]:
-    "Agglomerative clusters of each test picture's tokens against its objects: miou_matched, miou_best, ari in percent for each k."
+    """Agglomerative clusters of each test picture's tokens against its objects: miou_matched,
+    miou_best, ari in percent for each k.
+    """
     data, (size, patch) = bench.data("test"), _size(bench, size)
     kind = object_kind(data, objects)
     for k in ks:
-        if k != "oracle" and not (isinstance(k, int) and 2 <= k <= (size // patch) ** 2): raise BadInput(f"ks has {k!r}; give numbers of clusters from 2 to the {(size // patch) ** 2} tokens, or 'oracle'.")
+        if k != "oracle" and not (isinstance(k, int) and 2 <= k <= (size // patch) ** 2):
+            raise BadInput(f"ks has {k!r}; give numbers of clusters from 2 to the "
+                           f"{(size // patch) ** 2} tokens, or 'oracle'.")
     if bench.vit is not None: dense_blocks(bench.vit, layer)
     check(data, decode=0)
     bench.begin()
     encode, _ = dense_encoder(bench.vit, bench.device, layer, norm)
     found = segment_scores(encode, data, size, tuple(ks), kind, bench.options["progress"])
-    base = dict(size=size, patch=patch, objects=kind) | (dict(layer=layer, norm=norm, features="tokens") if bench.vit else dict(features="colours"))
-    counted = dict(miou_matched=("images", "by_image"), miou_best=("objects", "by_object"), ari=("several",))
-    return [(metric, scores[metric], scores[of], base | dict(k=k), *(scores[o] for o in outcomes)) for k, scores in found.items() for metric, (of, *outcomes) in counted.items()]
+    base = dict(size=size, patch=patch, objects=kind) | (
+        dict(layer=layer, norm=norm, features="tokens") if bench.vit else dict(features="colours"))
+    counted = dict(miou_matched=("images", "by_image"), miou_best=("objects", "by_object"),
+                   ari=("several",))
+    return [(metric, scores[metric], scores[of], base | dict(k=k), *(scores[o] for o in outcomes))
+            for k, scores in found.items() for metric, (of, *outcomes) in counted.items()]
 
 def _size(bench, size: int | None) -> tuple[int, int]:
-    "The side of the squashed picture and of a patch. Raises `BadInput` for a side that is not in whole patches."
-    patch, own = (bench.vit.patch_embed.patch_size[0], bench.vit.patch_embed.img_size[0]) if bench.vit else (16, 224)
+    """The side of the squashed picture and of a patch.
+
+    Raises `BadInput` for a side that is not in whole patches.
+    """
+    patch, own = ((bench.vit.patch_embed.patch_size[0], bench.vit.patch_embed.img_size[0])
+                  if bench.vit else (16, 224))
     size = size or own
-    if size < 2 * patch or size % patch: raise BadInput(f"size {size} is not a multiple of the patch size {patch} with two patches or more; choose one that is.")
+    if size < 2 * patch or size % patch:
+        raise BadInput(f"size {size} is not a multiple of the patch size {patch} with two patches "
+                       f"or more; choose one that is.")
     return size, patch
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #979ed5a8
@@ -132,12 +169,15 @@ def attention_masks(attention: torch.Tensor, mass: float = 0.6) -> torch.Tensor:
     return torch.zeros_like(kept).scatter(-1, order, kept)
 
 def attention_jaccard(masks: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
-    "The Jaccard index of the best head's mask (heads, h, w) bool with each object (n, H, W) bool, at the objects' resolution: (n,) float64."
+    """The Jaccard index of the best head's mask (heads, h, w) bool with each object (n, H, W) bool,
+    at the objects' resolution: (n,) float64.
+    """
     grid, token = masks.shape[1:], token_of_pixels(*objects.shape[1:], *masks.shape[1:])
-    pixels = torch.bincount(token.flatten(), minlength=grid[0] * grid[1]).double()                   # of each token
-    inside = torch.stack([torch.bincount(token[o], minlength=grid[0] * grid[1]) for o in objects]).double()   # (n, tokens)
-    kept = masks.flatten(1).double()                                                                 # (heads, tokens)
-    both = inside @ kept.T                                                                           # (n, heads)
+    pixels = torch.bincount(token.flatten(), minlength=grid[0] * grid[1]).double()  # of each token
+    inside = torch.stack([torch.bincount(token[o], minlength=grid[0] * grid[1])
+                          for o in objects]).double()  # (n, tokens)
+    kept = masks.flatten(1).double()  # (heads, tokens)
+    both = inside @ kept.T            # (n, heads)
     return (both / (inside.sum(1)[:, None] + kept @ pixels - both)).max(1).values
 
 # %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #ac802dff
@@ -146,11 +186,17 @@ def eval_attention_jaccard(
     size: int = 480,              # pictures are squashed to size x size
     mass: float = 0.6,            # share of the attention that a mask holds
     objects: str | None = None,   # one of objects.KINDS; None: instances where there are some
-    positions: str = "dino",      # resize of the positions: 'dino' (bicubic by factor), 'bicubic' or 'bilinear'
+    # resize of the positions: 'dino' (bicubic by factor), 'bicubic' or 'bilinear'
+    positions: str = "dino",
 ) -> list[tuple]:
-    "Jaccard index in percent of the last block's attention heads with the objects of the test pictures, the best head for each object."
-    if bench.vit is None or not bench.vit.has_class_token: raise BadInput("attention maps need an encoder with a class token; choose another evaluation for this one.")
-    if not 0 < mass < 1: raise BadInput(f"mass is {mass}; give a share of the attention between 0 and 1.")
+    """Jaccard index in percent of the last block's attention heads with the objects of the test
+    pictures, the best head for each object.
+    """
+    if bench.vit is None or not bench.vit.has_class_token:
+        raise BadInput("attention maps need an encoder with a class token; choose another "
+                       "evaluation for this one.")
+    if not 0 < mass < 1:
+        raise BadInput(f"mass is {mass}; give a share of the attention between 0 and 1.")
     data, (size, patch) = bench.data("test"), _size(bench, size)
     kind = object_kind(data, objects)
     dense_blocks(bench.vit, positions=positions)
@@ -162,8 +208,12 @@ def eval_attention_jaccard(
         found, _, _ = object_masks(data, i, item, kind)
         found = found[found.any(2).any(1)]
         if not len(found): continue
-        attention = last_attention(vit, square(item["image"], size)[None].to(bench.device), positions)[0].cpu()   # (heads, h, w)
-        means[str(item.get("name", i))] = attention_jaccard(attention_masks(attention.flatten(1), mass).view(attention.shape), found).mean().item()
+        attention = last_attention(vit, square(item["image"], size)[None].to(bench.device),
+                                   positions)[0].cpu()  # (heads, h, w)
+        means[str(item.get("name", i))] = attention_jaccard(
+            attention_masks(attention.flatten(1), mass).view(attention.shape), found).mean().item()
         count += len(found)
     if not means: raise BadInput("no image has an object; use a data set with masks.")
-    return [("jaccard", 100 * float(np.mean([*means.values()])), len(means), dict(size=size, patch=patch, mass=mass, objects=kind, positions=positions, num_objects=count), means)]
+    return [("jaccard", 100 * float(np.mean([*means.values()])),
+             len(means), dict(size=size, patch=patch, mass=mass, objects=kind, positions=positions,
+                              num_objects=count), means)]

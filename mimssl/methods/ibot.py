@@ -12,7 +12,9 @@ from torch import nn
 from timm.models import VisionTransformer
 from ..data.settings import BadInput
 from ..data.views import multi_crop
-from .dino import cross_crop_loss, encode_crops, epoch_number, init_dino, local_crop_size, mean_cosine, mean_entropy, move_centre, teacher_temperature
+from .dino import (cross_crop_loss, encode_crops, epoch_number, init_dino,
+                                 local_crop_size, mean_cosine, mean_entropy, move_centre,
+                                 teacher_temperature)
 from .method import At, Method, check_options, make_options
 from ..parts.blockwise import block_masks, mask_ratios
 from ..parts.encoder import EncoderConfig, build_encoder
@@ -24,16 +26,19 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/ibot.ipynb #4880bb99
 @dataclass(frozen=True)
 class IBOTOptions:
-    "What a recipe may choose. Raises `BadInput` for a value out of its range and for heads that do not fit."
-    out_dim: int = 8192                            # prototypes for class tokens
-    patch_out_dim: int = 8192                      # prototypes for patches; ignored by a shared head
-    shared_head: bool = True                       # one last layer for class and patch tokens
-    shared_head_teacher: bool = True               # the same in the teacher; must be true if shared_head is
+    """What a recipe may choose.
+
+    Raises `BadInput` for a value out of its range and for heads that do not fit.
+    """
+    out_dim: int = 8192               # prototypes for class tokens
+    patch_out_dim: int = 8192         # prototypes for patches; ignored by a shared head
+    shared_head: bool = True          # one last layer for class and patch tokens
+    shared_head_teacher: bool = True  # the same in the teacher; must be true if shared_head is
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     head_layers: int = 3
-    norm_last_layer: bool = False                  # keep the prototypes' gain at 1 (advised for a ViT-B)
-    freeze_last_layer: int = 1                     # epochs in which the prototypes do not move
+    norm_last_layer: bool = False     # keep the prototypes' gain at 1 (advised for a ViT-B)
+    freeze_last_layer: int = 1        # epochs in which the prototypes do not move
     student_temperature: float = .1
     warmup_teacher_temperature: float = .04        # of class tokens
     teacher_temperature: float = .07
@@ -44,42 +49,64 @@ class IBOTOptions:
     patch_centre_momentum: float = .9
     cls_weight: float = 1.
     patch_weight: float = 1.
-    momentum: float = .996                         # of the teacher, to 1 by half a cosine
-    mask_ratio: tuple = (0., .3)                   # a view takes one of these ...
+    momentum: float = .996            # of the teacher, to 1 by half a cosine
+    mask_ratio: tuple = (0., .3)      # a view takes one of these ...
     mask_ratio_range: tuple = (0., .2)            # ... plus or minus up to that much
-    mask_shape: str = "block"                      # 'block' or 'random'
-    mask_start_epoch: int = 0                      # first epoch with masks (50 for Swin)
+    mask_shape: str = "block"         # 'block' or 'random'
+    mask_start_epoch: int = 0         # first epoch with masks (50 for Swin)
     local_crops: int = 10
-    local_size: int | None = None                  # pixels; None: 3/7 of the image size, in whole patches
+    local_size: int | None = None     # pixels; None: 3/7 of the image size, in whole patches
     global_scale: tuple = (.25, 1.)
     local_scale: tuple = (.05, .25)
 
     def __post_init__(self):
-        temperatures = [f"{when}teacher_{what}temperature" for when in ("warmup_", "") for what in ("", "patch_")]
-        check_options(self, positive=("student_temperature", *temperatures), share=("momentum", "centre_momentum", "patch_centre_momentum"), choices={"mask_shape": ("block", "random")},
-                      least=dict.fromkeys(("out_dim", "patch_out_dim"), 2) | dict.fromkeys(("hidden_dim", "bottleneck_dim", "head_layers"), 1)
-                            | dict.fromkeys(("cls_weight", "patch_weight", "freeze_last_layer", "warmup_teacher_epochs", "mask_start_epoch", "local_crops"), 0))
-        if not (self.cls_weight or self.patch_weight): raise BadInput("cls_weight and patch_weight are both 0; give at least one of them a number above 0.")
-        if self.shared_head and not self.shared_head_teacher: raise BadInput("shared_head is true but shared_head_teacher is not: the teacher's second layer would have no student; set both.")
+        temperatures = [f"{when}teacher_{what}temperature" for when in ("warmup_", "")
+                        for what in ("", "patch_")]
+        check_options(self,
+                      positive=("student_temperature", *temperatures),
+                      share=("momentum", "centre_momentum", "patch_centre_momentum"),
+                      choices={"mask_shape": ("block", "random")},
+                      least=dict.fromkeys(("out_dim", "patch_out_dim"), 2) | dict.fromkeys(
+                          ("hidden_dim", "bottleneck_dim", "head_layers"), 1) | dict.fromkeys(
+                              ("cls_weight", "patch_weight", "freeze_last_layer",
+                               "warmup_teacher_epochs", "mask_start_epoch", "local_crops"), 0))
+        if not (self.cls_weight or self.patch_weight):
+            raise BadInput("cls_weight and patch_weight are both 0; give at least one of them a "
+                           "number above 0.")
+        if self.shared_head and not self.shared_head_teacher:
+            raise BadInput("shared_head is true but shared_head_teacher is not: the teacher's "
+                           "second layer would have no student; set both.")
         if self.shared_head_teacher and not self.shared_head and self.patch_out_dim != self.out_dim:
-            raise BadInput(f"shared_head_teacher needs patch_out_dim = out_dim, but they are {self.patch_out_dim} and {self.out_dim}; make them equal.")
+            raise BadInput(f"shared_head_teacher needs patch_out_dim = out_dim, but they are "
+                           f"{self.patch_out_dim} and {self.out_dim}; make them equal.")
         for name in ("mask_ratio", "mask_ratio_range"):
-            if not isinstance(x := getattr(self, name), (tuple, list)) or not x: raise BadInput(f"{name} is {x!r}; give a list of one or more shares, for example [0, 0.3].")
-        mask_ratios(torch.zeros(1, 2), self.mask_ratio, self.mask_ratio_range)         # refuses shares outside [0, 1]
+            if not isinstance(x := getattr(self, name), (tuple, list)) or not x:
+                raise BadInput(f"{name} is {x!r}; give a list of one or more shares, for example "
+                               f"[0, 0.3].")
+        # refuses shares outside [0, 1]
+        mask_ratios(torch.zeros(1, 2), self.mask_ratio, self.mask_ratio_range)
 
 # %% ../../nbs/methods/ibot.ipynb #f8785573
-def ibot_masks(draws, B: int, V: int, grid: int, o: IBOTOptions = IBOTOptions(), epoch: int = 0) -> torch.Tensor:
+def ibot_masks(draws, B: int, V: int, grid: int, o: IBOTOptions = IBOTOptions(),
+               epoch: int = 0) -> torch.Tensor:
     "Masks of `V` views of `B` images, (V*B, grid*grid) bool on the CPU, crop-major; True = masked."
-    def rand(name, *shape): return draws.rand(name, B, V, *shape).transpose(0, 1).flatten(0, 1).cpu()     # (V*B, *shape)
+    def rand(name, *shape):
+        return draws.rand(name, B, V, *shape).transpose(0, 1).flatten(0, 1).cpu()  # (V*B, *shape)
     if epoch < o.mask_start_epoch: return torch.zeros(V * B, grid * grid, dtype=torch.bool)
-    target = mask_ratios(rand("mask_ratio", 2), o.mask_ratio, o.mask_ratio_range).double() * grid ** 2
-    if o.mask_shape == "random": return rand("mask", grid * grid).argsort(1).argsort(1) < target.long()[:, None]
+    target = mask_ratios(rand("mask_ratio", 2), o.mask_ratio,
+                         o.mask_ratio_range).double() * grid ** 2
+    if o.mask_shape == "random":
+        return rand("mask", grid * grid).argsort(1).argsort(1) < target.long()[:, None]
     return block_masks(lambda k: rand(f"blocks/{k}", 32, 4), target, grid).flatten(1)
 
 # %% ../../nbs/methods/ibot.ipynb #3121027d
 class IBOTLoss(nn.Module):
-    "Class and patch loss with their centres, (1, K) and (1, 1, K'). In training each call moves the centres after using them."
-    def __init__(self, out_dim: int, patch_out_dim: int, o: IBOTOptions = IBOTOptions(), global_crops: int = 2):
+    """Class and patch loss with their centres, (1, K) and (1, 1, K').
+
+    In training each call moves the centres after using them.
+    """
+    def __init__(self, out_dim: int, patch_out_dim: int, o: IBOTOptions = IBOTOptions(),
+                 global_crops: int = 2):
         super().__init__()
         self.options, self.global_crops = o, global_crops
         self.register_buffer("centre", torch.zeros(1, out_dim))
@@ -88,52 +115,71 @@ class IBOTLoss(nn.Module):
     def temperatures(self, epoch: int) -> tuple[float, float]:
         "Teacher temperatures of class tokens and patches."
         o = self.options
-        return (teacher_temperature(epoch, o.warmup_teacher_temperature, o.teacher_temperature, o.warmup_teacher_epochs),
-                teacher_temperature(epoch, o.warmup_teacher_patch_temperature, o.teacher_patch_temperature, o.warmup_teacher_epochs, o.mask_start_epoch))
+        return (teacher_temperature(
+            epoch, o.warmup_teacher_temperature, o.teacher_temperature, o.warmup_teacher_epochs),
+                teacher_temperature(
+                    epoch, o.warmup_teacher_patch_temperature, o.teacher_patch_temperature,
+                    o.warmup_teacher_epochs, o.mask_start_epoch))
 
-    def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked, teacher_patch_mean, mask, epoch: int = 0) -> dict:
-        """Student class logits of all crops (S*B, K), teacher's of the large ones (2*B, K); logits of the M masked patches (M, K') each, in the order of
-        `mask` (2*B, L); the teacher's mean over all patches (K'). -> 'loss', 'cls', 'patch' (weighted)."""
+    def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
+                  teacher_patch_mean, mask, epoch: int = 0) -> dict:
+        """Student class logits of all crops (S*B, K), teacher's of the large ones (2*B, K); logits
+        of the M masked patches (M, K') each, in the order of `mask` (2*B, L); the teacher's mean
+        over all patches (K'). -> 'loss', 'cls', 'patch' (weighted).
+        """
         o, (temperature, patch_temperature) = self.options, self.temperatures(epoch)
         target = ((teacher_cls.detach().float() - self.centre) / temperature).softmax(-1)
-        prototypes = ((teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)
-        weight = (1 / mask.sum(1).clamp(min=1) / len(mask))[:, None].expand_as(mask)[mask]            # (M,)
-        cls = o.cls_weight * cross_crop_loss(student_cls.float() / o.student_temperature, target, self.global_crops)
-        patch = o.patch_weight * (weight * soft_cross_entropy(prototypes, student_masked.float() / o.student_temperature)).sum()
+        prototypes = ((
+            teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)
+        weight = (1 / mask.sum(1).clamp(min=1) / len(mask))[:, None].expand_as(mask)[mask]  # (M,)
+        cls = o.cls_weight * cross_crop_loss(student_cls.float() / o.student_temperature, target,
+                                             self.global_crops)
+        patch = o.patch_weight * (weight * soft_cross_entropy(
+            prototypes, student_masked.float() / o.student_temperature)).sum()
         if self.training:
             move_centre(self.centre, teacher_cls.float().mean(0), o.centre_momentum)
             move_centre(self.centre2, teacher_patch_mean, o.patch_centre_momentum)
         return {"loss": cls + patch, "cls": cls, "patch": patch}
 
-    def forward(self, student_cls, student_patch, teacher_cls, teacher_patch, mask, epoch: int = 0, student_local_cls=None) -> dict:
-        "The official tensors: class logits (2*B, K), patch logits (2*B, L, K'), `mask` (2*B, h, w) or (2*B, L), class logits of local crops ((S-2)*B, K) or None."
+    def forward(self, student_cls, student_patch, teacher_cls, teacher_patch, mask, epoch: int = 0,
+                student_local_cls=None) -> dict:
+        """The official tensors: class logits (2*B, K), patch logits (2*B, L, K'), `mask` (2*B, h,
+        w) or (2*B, L), class logits of local crops ((S-2)*B, K) or None.
+        """
         mask = mask.flatten(1)
-        cls = student_cls if student_local_cls is None else torch.cat([student_cls, student_local_cls])
-        return self.on_masked(cls, student_patch[mask], teacher_cls, teacher_patch[mask], teacher_patch.float().mean((0, 1)), mask, epoch)
+        cls = (student_cls if student_local_cls is None
+               else torch.cat([student_cls, student_local_cls]))
+        return self.on_masked(cls, student_patch[mask], teacher_cls, teacher_patch[mask],
+                              teacher_patch.float().mean((0, 1)), mask, epoch)
 
 # %% ../../nbs/methods/ibot.ipynb #65ed6969
 class IBOT(Method):
     "Image BERT pre-training with an online tokeniser (2111.07832)."
-    official = {"encoder.": "student.backbone.", "mask_token": "student.backbone.masked_embed", "head.": "student.head.",
-                "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.", "loss.centre": "ibot_loss.center"}
+    official = {"encoder.": "student.backbone.", "mask_token": "student.backbone.masked_embed",
+                "head.": "student.head.", "teacher.encoder.": "teacher.backbone.",
+                "teacher.head.": "teacher.head.", "loss.centre": "ibot_loss.center"}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(IBOTOptions, options, "ibot")
-        self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size), o.local_crops, o.global_scale, o.local_scale)
+        self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size),
+                                o.local_crops, o.global_scale, o.local_scale)
         self.grid, D = encoder.grid, encoder.embed_dim
         self.encoder = init_dino(build_encoder(encoder))
         self.mask_token = nn.Parameter(torch.zeros(1, D))
-        head = dict(hidden_dim=o.hidden_dim, bottleneck_dim=o.bottleneck_dim, layers=o.head_layers, norm_last_layer=o.norm_last_layer)
+        head = dict(hidden_dim=o.hidden_dim, bottleneck_dim=o.bottleneck_dim, layers=o.head_layers,
+                    norm_last_layer=o.norm_last_layer)
         self.head = IBOTHead(D, o.out_dim, o.patch_out_dim, o.shared_head, **head)
         teacher_head = IBOTHead(D, o.out_dim, o.patch_out_dim, o.shared_head_teacher, **head)
         teacher_head.load_state_dict(self.head.state_dict())
-        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder), "head": teacher_head.requires_grad_(False)})
+        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder),
+                                      "head": teacher_head.requires_grad_(False)})
         self.loss = IBOTLoss(o.out_dim, o.out_dim if o.shared_head_teacher else o.patch_out_dim, o)
 
     def views(self) -> dict[str, list]: return self.crops
     def evaluated(self) -> VisionTransformer: return self.teacher["encoder"]
-    def after_step(self, at: At): ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
+    def after_step(self, at: At):
+        ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
     def masks(self, batch, draws, at) -> torch.Tensor:
         "This step's masks of the global crops, (2*B, L) bool on the CPU, crop-major."
@@ -142,25 +188,33 @@ class IBOT(Method):
 
     @torch.no_grad()
     def tokenise(self, images: torch.Tensor, where: torch.Tensor):
-        "Teacher on whole crops (N, 3, S, S): class logits (N, K), logits of the patches number `where` (M, K'), their mean over all patches (K'), and the patch tokens."
+        """Teacher on whole crops (N, 3, S, S): class logits (N, K), logits of the patches number
+        `where` (M, K'), their mean over all patches (K'), and the patch tokens.
+        """
         tokens, head = encode_crops(self.teacher["encoder"], images), self.teacher["head"]
-        z = head.bottleneck(tokens)                                                           # (N, 1+L, 256)
+        z = head.bottleneck(tokens)  # (N, 1+L, 256)
         patches = z[:, 1:].flatten(0, 1)
-        return head.last_layer(z[:, 0]), head.last_layer2(patches[where]), head.last_layer2(patches.float().mean(0)), tokens[:, 1:]
+        return (head.last_layer(z[:, 0]), head.last_layer2(patches[where]),
+                head.last_layer2(patches.float().mean(0)), tokens[:, 1:])
 
     def forward(self, batch, draws, at) -> dict:
         images, epoch = batch["global"].flatten(0, 1), epoch_number(at)
-        mask = self.masks(batch, draws, at)                                                   # (2*B, L)
+        mask = self.masks(batch, draws, at)          # (2*B, L)
         where, mask = mask.flatten().nonzero()[:, 0].to(images.device), mask.to(images.device)
         teacher_cls, prototypes, mean, patches = self.tokenise(images, where)
         with draws.scope("drop_path"):
             tokens = encode_crops(self.encoder, images, mask, self.mask_token)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0] for g in self.crops if g != "global"]
-        masked = tokens[:, 1:].flatten(0, 1)[where]                                           # (M, D)
+            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
+                                    for g in self.crops if g != "global"]
+        masked = tokens[:, 1:].flatten(0, 1)[where]  # (M, D)
         cls = torch.cat(cls)
         z = self.head.bottleneck(torch.cat([cls, masked]))
         frozen = epoch < self.options.freeze_last_layer
-        student_cls, student_masked = self.head.last_layer(z[:len(cls)], frozen), self.head.last_layer2(z[len(cls):], frozen)
-        entropy = mean_entropy(((prototypes.float() - self.loss.centre2[0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
-        out = self.loss.on_masked(student_cls, student_masked, teacher_cls, prototypes, mean, mask, epoch)
-        return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(), "patch_similarity": mean_cosine(patches), "prototype_entropy": entropy}
+        student_cls, student_masked = (self.head.last_layer(z[:len(cls)], frozen),
+                                       self.head.last_layer2(z[len(cls):], frozen))
+        entropy = mean_entropy(((prototypes.float() - self.loss.centre2[
+            0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
+        out = self.loss.on_masked(student_cls, student_masked, teacher_cls, prototypes, mean, mask,
+                                  epoch)
+        return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(),
+                "patch_similarity": mean_cosine(patches), "prototype_entropy": entropy}

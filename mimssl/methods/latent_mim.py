@@ -18,22 +18,26 @@ from ..data.views import mae_view
 from .method import Method, check_options, make_options
 from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import mean_over_processes
-from ..parts.encoder import (EncoderConfig, build_encoder, encode_patches, gather_tokens, init_xavier, patchify,
-                                  sincos_table, split_positions)
+from ..parts.encoder import (EncoderConfig, build_encoder, encode_patches, gather_tokens,
+                                  init_xavier, patchify, sincos_table, split_positions)
 from ..parts.losses import standardise_patches
 from ..parts.masking import split_patches
 from ..parts.schedules import cosine
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/latent_mim.ipynb #37f30327
-def gap_patches(images: torch.Tensor, p: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    "One p x p patch per cell: images (B, 3, S, S), offsets (B, g, g) each -> (B, g*g, p*p*3), a patch flattened row, column, channel."
+def gap_patches(images: torch.Tensor, p: int, rows: torch.Tensor,
+                columns: torch.Tensor) -> torch.Tensor:
+    """One p x p patch per cell: images (B, 3, S, S), offsets (B, g, g) each -> (B, g*g, p*p*3), a
+    patch flattened row, column, channel.
+    """
     B, g = rows.shape[:2]
-    start, inside = torch.arange(g, device=images.device) * (images.shape[2] // g), torch.arange(p, device=images.device)
-    r = (start[:, None] + rows)[..., None, None] + inside[:, None]                   # (B, g, g, p, 1)
-    c = (start + columns)[..., None, None] + inside                                  # (B, g, g, 1, p)
+    start, inside = (torch.arange(g, device=images.device) * (images.shape[2] // g),
+                     torch.arange(p, device=images.device))
+    r = (start[:, None] + rows)[..., None, None] + inside[:, None]    # (B, g, g, p, 1)
+    c = (start + columns)[..., None, None] + inside                   # (B, g, g, 1, p)
     b = torch.arange(B, device=images.device).view(B, 1, 1, 1, 1)
-    return images.permute(0, 2, 3, 1)[b, r, c].reshape(B, g * g, -1)                 # (B, g*g, p*p*3)
+    return images.permute(0, 2, 3, 1)[b, r, c].reshape(B, g * g, -1)  # (B, g*g, p*p*3)
 
 # %% ../../nbs/methods/latent_mim.ipynb #4dfd81ea
 class Projector(nn.Module):
@@ -65,10 +69,12 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj, self.kv_proj, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.q_proj, self.kv_proj, self.proj = (nn.Linear(dim, dim), nn.Linear(dim, 2 * dim),
+                                                nn.Linear(dim, dim))
 
     def forward(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        heads = lambda x: x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)       # (B, heads, tokens, D/heads)
+        # (B, heads, tokens, D/heads)
+        heads = lambda x: x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv_proj(kv).chunk(2, dim=-1)
         x = F.scaled_dot_product_attention(heads(self.q_proj(q)), heads(k), heads(v))
         return self.proj(x.transpose(1, 2).flatten(2))
@@ -77,8 +83,10 @@ class CrossBlock(nn.Module):
     "Self-attention among queries, cross-attention to `kv`, MLP; pre-norm, residual."
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.):
         super().__init__()
-        self.norm1, self.norm2q, self.norm2kv, self.norm3 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(4))
-        self.self_attn, self.cross_attn = Attention(dim, num_heads, qkv_bias=True), CrossAttention(dim, num_heads)
+        self.norm1, self.norm2q, self.norm2kv, self.norm3 = (
+            nn.LayerNorm(dim, eps=1e-6) for _ in range(4))
+        self.self_attn, self.cross_attn = (Attention(dim, num_heads, qkv_bias=True),
+                                           CrossAttention(dim, num_heads))
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
     def forward(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
@@ -87,34 +95,47 @@ class CrossBlock(nn.Module):
         return q + self.mlp(self.norm3(q))
 
 # %% ../../nbs/methods/latent_mim.ipynb #4e55ac2d
-def visual_cue(masked_pos: torch.Tensor, visible_pos: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    "Position-weighted average of `visible` (B, n, D) for each masked place: positions (B, M, D), (B, n, D) -> (B, M, D)."
+def visual_cue(masked_pos: torch.Tensor, visible_pos: torch.Tensor,
+               visible: torch.Tensor) -> torch.Tensor:
+    """Position-weighted average of `visible` (B, n, D) for each masked place: positions (B, M, D),
+    (B, n, D) -> (B, M, D).
+    """
     scores = masked_pos @ visible_pos.transpose(1, 2) / masked_pos.shape[-1] ** .5   # (B, M, n)
     return scores.softmax(-1) @ visible
 
 # %% ../../nbs/methods/latent_mim.ipynb #5527eb4e
 class LatentDecoder(nn.Module):
-    "Projected visible tokens -> predicted latents at masked places. `kind`: 'cross' (the paper's) or 'self' (all tokens in one sequence). Raises `BadInput` as `check_decoder`."
-    def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 3, num_heads: int = 16, kind: str = "cross", cue: bool = True):
+    """Projected visible tokens -> predicted latents at masked places.
+
+    `kind`: 'cross' (the paper's) or 'self' (all tokens in one sequence). Raises `BadInput` as
+    `check_decoder`.
+    """
+    def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 3, num_heads: int = 16,
+                 kind: str = "cross", cue: bool = True):
         super().__init__()
         check_decoder(dim, depth, num_heads)
         self.kind, self.cue = kind, cue
         self.embed = nn.Linear(in_dim, dim)
-        self.cls_token, self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, dim))
+        self.cls_token, self.mask_token = (nn.Parameter(torch.zeros(1, 1, dim)),
+                                           nn.Parameter(torch.zeros(1, 1, dim)))
         self.pos_embed = spaced_positions(fixed_positions(dim, grid))
-        self.blocks = nn.ModuleList([CrossBlock(dim, num_heads) for _ in range(depth)]) if kind == "cross" else transformer_blocks(dim, depth, num_heads)
+        self.blocks = (nn.ModuleList([CrossBlock(dim, num_heads) for _ in range(depth)])
+                       if kind == "cross" else transformer_blocks(dim, depth, num_heads))
         self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, in_dim)
         init_xavier(self)
         nn.init.normal_(self.cls_token, std=.02)
 
     def queries(self, kv: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        "Decoder class token and one query per masked place: `kv` (B, 1+n, dim) without positions -> (B, 1+M, dim)."
+        """Decoder class token and one query per masked place: `kv` (B, 1+n, dim) without positions
+        -> (B, 1+M, dim).
+        """
         rows = lambda index: gather_tokens(self.pos_embed.expand(len(kv), -1, -1), 1 + index)
         q = self.mask_token + rows(masked)                                           # (B, M, dim)
         if self.cue: q = q + visual_cue(rows(masked), rows(keep), kv[:, 1:])
         return torch.cat([self.cls_token.expand(len(kv), -1, -1), q], 1)
 
-    def forward(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor,
+                masked: torch.Tensor) -> torch.Tensor:
         "Tokens (B, 1+n, D), `keep` (B, n), `masked` (B, M) -> predictions (B, M, D)."
         kv = self.embed(tokens)                                                      # (B, 1+n, dim)
         q = self.queries(kv, keep, masked)
@@ -126,8 +147,11 @@ class LatentDecoder(nn.Module):
         return self.head(self.norm(q))[:, 1:]
 
 # %% ../../nbs/methods/latent_mim.ipynb #7fd7f6fa
-def patch_discrimination(prediction: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Within-image InfoNCE of predictions against targets, (B, M, D) each -> scalar; includes the factor 2*temperature."
+def patch_discrimination(prediction: torch.Tensor, target: torch.Tensor,
+                         temperature: float) -> torch.Tensor:
+    """Within-image InfoNCE of predictions against targets, (B, M, D) each -> scalar; includes the
+    factor 2*temperature.
+    """
     mean, std = prediction.mean(1, keepdim=True), prediction.std(1, keepdim=True)
     u, t = F.normalize((prediction - mean) / (std + 1e-4), dim=-1), F.normalize(target, dim=-1)
     logits = u @ t.transpose(1, 2) / temperature                                     # (B, M, M)
@@ -136,20 +160,25 @@ def patch_discrimination(prediction: torch.Tensor, target: torch.Tensor, tempera
 
 # %% ../../nbs/methods/latent_mim.ipynb #24ff2465
 def mean_similarity(x: torch.Tensor) -> torch.Tensor:
-    "Mean cosine similarity over all pairs of tokens of an image, (B, M, D) -> scalar, the mean over images."
+    """Mean cosine similarity over all pairs of tokens of an image, (B, M, D) -> scalar, the mean
+    over images.
+    """
     return F.normalize(x, dim=-1).mean(1).square().sum(-1).mean()
 
 # %% ../../nbs/methods/latent_mim.ipynb #47df7440
-TARGETS, LOSSES, DECODERS = ("momentum", "joint", "joint_stopgrad"), ("patch_discrimination", "mse", "l1"), ("cross", "self")
+TARGETS, LOSSES, DECODERS = (("momentum", "joint", "joint_stopgrad"),
+                             ("patch_discrimination", "mse", "l1"), ("cross", "self"))
 
 @dataclass(frozen=True)
 class LatentMIMOptions:
     "What a recipe may choose."
     num_visible: int = 20            # visible patches of the grid
     gap: int = 4                     # pixels between patches, at most
-    target: str = "momentum"         # 'momentum' (EMA), 'joint' (the same encoder), 'joint_stopgrad' (the same, without gradient)
+    # 'momentum' (EMA), 'joint' (the same encoder), 'joint_stopgrad' (the same, without gradient)
+    target: str = "momentum"
     target_sees: str = "masked"      # 'masked' patches only, or 'all'
-    loss: str = "patch_discrimination"   # or direct reconstruction of standardised latents: 'mse', 'l1'
+    # or direct reconstruction of standardised latents: 'mse', 'l1'
+    loss: str = "patch_discrimination"
     temperature: float = .2
     similarity_weight: float = .1    # of the similarity constraint; 0 in the ImageNet-100 runs
     similarity_start: float = .75    # its target, half-cosine over training
@@ -165,31 +194,44 @@ class LatentMIMOptions:
     crop_scale: tuple = (.2, 1.)
 
     def __post_init__(self):
-        check_options(self, positive=("temperature",), share=("momentum", "similarity_start", "similarity_end"), least=dict(gap=0, similarity_weight=0, projector_dim=1, projector_depth=1),
-                      choices=dict(target=TARGETS, target_sees=("masked", "all"), loss=LOSSES, decoder=DECODERS))
+        check_options(self, positive=("temperature",),
+                      share=("momentum", "similarity_start", "similarity_end"),
+                      least=dict(gap=0, similarity_weight=0, projector_dim=1, projector_depth=1),
+                      choices=dict(target=TARGETS, target_sees=("masked", "all"), loss=LOSSES,
+                                   decoder=DECODERS))
 
 # %% ../../nbs/methods/latent_mim.ipynb #67998e5a
 class LatentMIM(Method):
     "Latent masked image modelling (2407.15837)."
-    official = {"encoder.patch_embed.": "encoder.embed.", "encoder.pos_embed": "encoder.pos_embed.pos_embeds", "projector.": "encoder.head.",
-                "target_encoder.patch_embed.": "target_encoder.embed.", "target_encoder.pos_embed": "target_encoder.pos_embed.pos_embeds",
-                "target_projector.": "target_encoder.head.", "decoder.pos_embed": "decoder.pos_embed.pos_embeds"}
+    official = {"encoder.patch_embed.": "encoder.embed.",
+                "encoder.pos_embed": "encoder.pos_embed.pos_embeds", "projector.": "encoder.head.",
+                "target_encoder.patch_embed.": "target_encoder.embed.",
+                "target_encoder.pos_embed": "target_encoder.pos_embed.pos_embeds",
+                "target_projector.": "target_encoder.head.",
+                "decoder.pos_embed": "decoder.pos_embed.pos_embeds"}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(LatentMIMOptions, options, "latent_mim")
-        fewest = 2 if o.loss == "patch_discrimination" else 1                         # one masked patch alone has no std and no rival
+        # one masked patch alone has no std and no rival
+        fewest = 2 if o.loss == "patch_discrimination" else 1
         if not 1 <= o.num_visible <= encoder.num_patches - fewest:
-            raise BadInput(f"num_visible is {o.num_visible} of {encoder.num_patches} patches; the loss {o.loss} needs at least 1 visible and {fewest} masked.")
+            raise BadInput(f"num_visible is {o.num_visible} of {encoder.num_patches} patches; the "
+                           f"loss {o.loss} needs at least 1 visible and {fewest} masked.")
         self.grid, self.patch_size = encoder.grid, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))
         spaced_positions(self.encoder.pos_embed)
-        self.projector = init_xavier(Projector(encoder.embed_dim, o.projector_dim, o.projector_depth))
-        if o.target == "momentum": self.target_encoder, self.target_projector = copy_as_teacher(self.encoder), copy_as_teacher(self.projector)
-        self.decoder = LatentDecoder(encoder.grid, encoder.embed_dim, o.decoder_dim, o.decoder_depth, o.decoder_heads, o.decoder, o.cue)
+        self.projector = init_xavier(Projector(encoder.embed_dim, o.projector_dim,
+                                               o.projector_depth))
+        if o.target == "momentum":
+            self.target_encoder, self.target_projector = (copy_as_teacher(self.encoder),
+                                                          copy_as_teacher(self.projector))
+        self.decoder = LatentDecoder(encoder.grid, encoder.embed_dim, o.decoder_dim,
+                                     o.decoder_depth, o.decoder_heads, o.decoder, o.cue)
 
     def views(self) -> dict[str, list]:
-        return {"global": [mae_view(self.grid * (self.patch_size + self.options.gap), self.options.crop_scale)]}
+        return {"global": [mae_view(self.grid * (self.patch_size + self.options.gap),
+                                    self.options.crop_scale)]}
 
     def before_step(self, at):
         if self.options.target != "momentum": return
@@ -200,15 +242,22 @@ class LatentMIM(Method):
     def no_decay(self, name, p) -> bool:
         return p.ndim <= 1 or any(word in name for word in ("bias", "norm", "embed"))
 
-    def latents(self, patches: torch.Tensor, index: torch.Tensor, target: bool = False) -> torch.Tensor:
-        "Projected tokens of the patches `index` (B, n): (B, L, P) -> (B, 1+n, D), by the online or the target encoder."
+    def latents(self, patches: torch.Tensor, index: torch.Tensor,
+                target: bool = False) -> torch.Tensor:
+        """Projected tokens of the patches `index` (B, n): (B, L, P) -> (B, 1+n, D), by the online
+        or the target encoder.
+        """
         follows = target and self.options.target == "momentum"
-        vit, projector = (self.target_encoder, self.target_projector) if follows else (self.encoder, self.projector)
+        vit, projector = ((self.target_encoder, self.target_projector) if follows
+                          else (self.encoder, self.projector))
         positions = gather_tokens(split_positions(vit)[1].expand(len(patches), -1, -1), index)
         return projector(encode_patches(vit, gather_tokens(patches, index), positions))
 
-    def targets(self, patches: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        "Target latents of the masked patches, (B, M, D); without gradient unless the target is 'joint'."
+    def targets(self, patches: torch.Tensor, keep: torch.Tensor,
+                masked: torch.Tensor) -> torch.Tensor:
+        """Target latents of the masked patches, (B, M, D); without gradient unless the target is
+        'joint'.
+        """
         index = masked if self.options.target_sees == "masked" else torch.cat([keep, masked], 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.target == "joint"):
             return self.latents(patches, index, target=True)[:, -masked.shape[1]:]
@@ -216,27 +265,35 @@ class LatentMIM(Method):
     def cut(self, images: torch.Tensor, draws) -> torch.Tensor:
         "Images (B, 3, S, S) -> patches (B, L, P), with gaps if the options say so."
         if not self.options.gap: return patchify(images, self.patch_size)
-        rows, columns = (draws.randint(name, self.options.gap, len(images), self.grid, self.grid) for name in ("row", "column"))
+        rows, columns = (draws.randint(name, self.options.gap, len(images), self.grid, self.grid)
+                         for name in ("row", "column"))
         return gap_patches(images, self.patch_size, rows, columns)
 
     def forward(self, batch, draws, at) -> dict:
         o, images = self.options, batch["global"][0]
         patches = self.cut(images, draws)
         keep, masked = split_patches(draws.rand("mask", *patches.shape[:2]), o.num_visible)
-        with draws.scope("drop_path"): t, z = self.targets(patches, keep, masked), self.latents(patches, keep)   # (B, M, D), (B, 1+n, D)
+        with draws.scope("drop_path"):
+            # (B, M, D), (B, 1+n, D)
+            t, z = self.targets(patches, keep, masked), self.latents(patches, keep)
         u = self.decoder(z, keep, masked)                                            # (B, M, D)
         if o.loss == "patch_discrimination": main = patch_discrimination(u, t, o.temperature)
         else: main = {"mse": F.mse_loss, "l1": F.l1_loss}[o.loss](u, standardise_patches(t))
-        s_u, s_z = mean_over_processes(mean_similarity(u)), mean_over_processes(mean_similarity(z[:, 1:]))
+        s_u, s_z = (mean_over_processes(mean_similarity(u)),
+                    mean_over_processes(mean_similarity(z[:, 1:])))
         wanted = cosine(at.step, at.total_steps, o.similarity_start, o.similarity_end)
         similarity = o.similarity_weight * ((s_u - wanted) ** 2 + (s_z - wanted) ** 2)
-        return {"loss": main + similarity, o.loss: main.detach(), "similarity_part": similarity.detach(), "similarity_predicted": s_u.detach(),
-                "similarity_visible": s_z.detach(), "similarity_target": mean_similarity(t.detach())}
+        return {"loss": main + similarity, o.loss: main.detach(),
+                "similarity_part": similarity.detach(),
+                "similarity_predicted": s_u.detach(), "similarity_visible": s_z.detach(),
+                "similarity_target": mean_similarity(t.detach())}
 
     def as_official(self, name, x):
-        if name.endswith("patch_embed.proj.weight"): return x.permute(0, 2, 3, 1).flatten(1)      # convolution -> (D, p*p*3)
+        # convolution -> (D, p*p*3)
+        if name.endswith("patch_embed.proj.weight"): return x.permute(0, 2, 3, 1).flatten(1)
         return x[0] if name.endswith("pos_embed") else x
 
     def from_official(self, name, x):
-        if name.endswith("patch_embed.proj.weight"): return x.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2)
+        if name.endswith("patch_embed.proj.weight"):
+            return x.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2)
         return x[None] if name.endswith("pos_embed") else x

@@ -23,7 +23,8 @@ class At:
     epochs: float = 1.     # epochs of the whole run
 
     @property
-    def progress(self) -> float: return self.step / self.total_steps   # 0 at the first step, never quite 1
+    # 0 at the first step, never quite 1
+    def progress(self) -> float: return self.step / self.total_steps
 
     @property
     def epoch(self) -> float: return self.progress * self.epochs       # epochs done, with fraction
@@ -32,10 +33,13 @@ class At:
 class Method(nn.Module):
     "One self-supervised method: a module with four parts."
     encoder: VisionTransformer
-    official: dict[str, str] = {}      # our parameter prefix -> the official code's; the first that fits counts
+    # our parameter prefix -> the official code's; the first that fits counts
+    official: dict[str, str] = {}
 
     def views(self) -> dict[str, list]:
-        "The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W) of the batch."
+        """The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W)
+        of the batch.
+        """
         raise TypeError(f"{type(self).__name__} does not say which views it wants.")
 
     def after_init(self): "What follows once when a run starts from another run's weights."
@@ -64,7 +68,9 @@ class Method(nn.Module):
 
 # %% ../../nbs/methods/method.ipynb #360cb669
 def layer_lr_scale(name: str, depth: int, decay: float) -> float:
-    "Factor on the learning rate of the ViT parameter `name` (timm's names, without prefix) for `depth` blocks."
+    """Factor on the learning rate of the ViT parameter `name` (timm's names, without prefix) for
+    `depth` blocks.
+    """
     if name.startswith("blocks."): return decay ** (depth - int(name.split(".")[1]))
     stem = name in ("cls_token", "reg_token", "pos_embed") or name.startswith("patch_embed.")
     return decay ** (depth + 1) if stem else 1.
@@ -72,28 +78,39 @@ def layer_lr_scale(name: str, depth: int, decay: float) -> float:
 # %% ../../nbs/methods/method.ipynb #6a158e85
 def official_name(method: Method, name: str) -> str:
     "The official code's name of our parameter or buffer `name`."
-    return next((theirs + name[len(ours):] for ours, theirs in method.official.items() if name.startswith(ours)), name)
+    return next((theirs + name[len(ours):]
+                 for ours, theirs in method.official.items() if name.startswith(ours)), name)
 
 def to_official(method: Method) -> dict[str, torch.Tensor]:
     "The state of `method` under the official code's names and in its shapes."
-    return {official_name(method, n): method.as_official(n, x) for n, x in method.state_dict().items()}
+    return {official_name(method, n): method.as_official(n, x)
+            for n, x in method.state_dict().items()}
 
 # %% ../../nbs/methods/method.ipynb #c4e469d7
 def load_official(method: Method, state: dict[str, torch.Tensor], ignore=()) -> Method:
-    "Load a state dict in the official code's form, strictly. `ignore`: official names that may be absent or left over. Raises `BadInput`."
+    """Load a state dict in the official code's form, strictly.
+
+    `ignore`: official names that may be absent or left over. Raises `BadInput`.
+    """
     own = to_official(method)
-    wrong = [n for n in own if n not in state and n not in ignore] + [n for n in state if n not in own and n not in ignore]
+    wrong = [n for n in own if n not in state
+             and n not in ignore] + [n for n in state if n not in own and n not in ignore]
     wrong += [n for n in own if n in state and state[n].shape != own[n].shape]
-    if wrong: raise BadInput(f"checkpoint does not fit {type(method).__name__}: '{wrong[0]}' and {len(wrong) - 1} more are missing, "
-                             "left over or of another shape; check the encoder's size and the method's options.")
+    if wrong:
+        raise BadInput(f"checkpoint does not fit {type(method).__name__}: '{wrong[0]}' "
+                       f"and {len(wrong) - 1} more are missing, "
+                       "left over or of another shape; check the encoder's size and the method's "
+                       "options.")
     ours = {n: official_name(method, n) for n in method.state_dict()}
-    method.load_state_dict({n: method.from_official(n, state[theirs]) for n, theirs in ours.items() if theirs in state}, strict=False)
+    method.load_state_dict({n: method.from_official(n, state[theirs])
+                            for n, theirs in ours.items() if theirs in state}, strict=False)
     return method
 
 # %% ../../nbs/methods/method.ipynb #b8582703
 METHODS = {"mae": "mimssl.methods.mae:MAE", "latent_mim": "mimssl.methods.latent_mim:LatentMIM",
-           "mae_ct": "mimssl.methods.mae_ct:MAECT", "mae_nnclr": "mimssl.methods.mae_ct:MAENNCLR", "moca": "mimssl.methods.moca:MOCA",
-           "dino": "mimssl.methods.dino:DINO", "ibot": "mimssl.methods.ibot:IBOT", "mocov3": "mimssl.methods.mocov3:MoCoV3",
+           "mae_ct": "mimssl.methods.mae_ct:MAECT", "mae_nnclr": "mimssl.methods.mae_ct:MAENNCLR",
+           "moca": "mimssl.methods.moca:MOCA", "dino": "mimssl.methods.dino:DINO",
+           "ibot": "mimssl.methods.ibot:IBOT", "mocov3": "mimssl.methods.mocov3:MoCoV3",
            "mmc": "mimssl.methods.mmc:MMC"}
 
 # %% ../../nbs/methods/method.ipynb #920c74e7
@@ -106,7 +123,9 @@ def make_options(cls, options: dict, owner: str):
     "The frozen dataclass `cls` filled from `options`; an unknown name is a `BadInput`."
     known = [f.name for f in fields(cls)]
     for name in options:
-        if name not in known: raise BadInput(f"{owner} has no option '{name}'{closest(name, known)}; it knows {', '.join(known)}.")
+        if name not in known:
+            raise BadInput(f"{owner} has no option '{name}'{closest(name, known)}; it knows "
+                           f"{', '.join(known)}.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 # %% ../../nbs/methods/method.ipynb #cb2ad4ea
@@ -121,7 +140,8 @@ def check_options(
     def refuse(name, remedy): raise BadInput(f"{name} is {getattr(o, name)!r}; {remedy}.")
     given = lambda names: [name for name in names if getattr(o, name) is not None]
     for name in given(choices or {}):
-        if getattr(o, name) not in choices[name]: refuse(name, f"use {' or '.join(map(str, choices[name]))}")
+        if getattr(o, name) not in choices[name]:
+            refuse(name, f"use {' or '.join(map(str, choices[name]))}")
     for name in given(positive):
         if not getattr(o, name) > 0: refuse(name, "give a number above 0")
     for name in given(share):
@@ -132,6 +152,8 @@ def check_options(
 # %% ../../nbs/methods/method.ipynb #08dfe1ce
 def make_method(name: str, encoder: EncoderConfig, options: dict | None = None) -> Method:
     "Build the method `name` of `METHODS`. Raises `BadInput` for an unknown method or option."
-    if name not in METHODS: raise BadInput(f"there is no method '{name}'{closest(name, METHODS)}; known are {', '.join(METHODS)}.")
+    if name not in METHODS:
+        raise BadInput(f"there is no method '{name}'{closest(name, METHODS)}; known are "
+                       f"{', '.join(METHODS)}.")
     module, cls = METHODS[name].split(":")
     return getattr(importlib.import_module(module), cls)(encoder, **(options or {}))

@@ -16,7 +16,8 @@ from timm.models import VisionTransformer
 from timm.layers import trunc_normal_
 from ..data.settings import BadInput
 from ..data.views import PilBlur, multi_crop, to_normalised
-from .dino import encode_crops, epoch_number, init_dino, local_crop_size, mean_cosine, mean_entropy, move_centre, teacher_temperature
+from .dino import (encode_crops, epoch_number, init_dino, local_crop_size,
+                                 mean_cosine, mean_entropy, move_centre, teacher_temperature)
 from .method import At, Method, check_options, make_options
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
@@ -29,62 +30,82 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/mmc.ipynb #5912ab16
 @dataclass(frozen=True)
 class MMCOptions(CorruptionOptions):
-    "What a recipe may choose, beside the options of the corruption. A weight of 0 switches a term off: its head is neither built nor computed. Raises `BadInput` for a value out of its range."
-    align: int | None = None                # None: the patch size
-    rec_weight: float = 1.                  # reconstruction of pixels
-    pat_weight: float = 1.                  # patches, student against teacher
-    cls_weight: float = 1.                  # class tokens across crops
-    rec_average: str = "pixels"             # mean over all overwritten 'pixels', or first within 'images'
-    pat_loss: str = "distillation"          # or 'contrast': InfoNCE within the image
-    pat_share: float = .5                   # a patch counts as masked if more than this share of it is overwritten (matters for `align` other than the patch)
-    out_dim: int = 8192                     # prototypes of the patch head
-    hidden_dim: int = 2048                  # of the patch head
+    """What a recipe may choose, beside the options of the corruption.
+
+    A weight of 0 switches a term off: its head is neither built nor computed. Raises `BadInput` for
+    a value out of its range.
+    """
+    align: int | None = None        # None: the patch size
+    rec_weight: float = 1.          # reconstruction of pixels
+    pat_weight: float = 1.          # patches, student against teacher
+    cls_weight: float = 1.          # class tokens across crops
+    rec_average: str = "pixels"     # mean over all overwritten 'pixels', or first within 'images'
+    pat_loss: str = "distillation"  # or 'contrast': InfoNCE within the image
+    # a patch counts as masked if more than this share of it is overwritten (matters for `align`
+    # other than the patch)
+    pat_share: float = .5
+    out_dim: int = 8192             # prototypes of the patch head
+    hidden_dim: int = 2048          # of the patch head
     bottleneck_dim: int = 256
     head_layers: int = 3
-    norm_last_layer: bool = True            # keep the prototypes' gain at 1
-    freeze_last_layer: int = 1              # epochs in which the prototypes do not move
+    norm_last_layer: bool = True    # keep the prototypes' gain at 1
+    freeze_last_layer: int = 1      # epochs in which the prototypes do not move
     student_temperature: float = .1
     warmup_teacher_temperature: float = .04
     teacher_temperature: float = .07
     warmup_teacher_epochs: int = 30
     centre_momentum: float = .9
-    pat_temperature: float = .2             # of 'contrast'
+    pat_temperature: float = .2     # of 'contrast'
     cls_temperature: float = .2
-    two_tau: bool = True                    # factor 2 * cls_temperature
-    cls_pairs: str = "cross"                # a global crop's query seeks the key of the other global crop, or of the 'same'
-    predictor: bool = False                 # a second MLP on the query side
+    two_tau: bool = True            # factor 2 * cls_temperature
+    # a global crop's query seeks the key of the other global crop, or of the 'same'
+    cls_pairs: str = "cross"
+    predictor: bool = False         # a second MLP on the query side
     cls_hidden_dim: int = 4096
     cls_out_dim: int = 256
-    momentum: float = .996                  # of the teacher, to 1 by half a cosine
-    augmentation: str = "strong"            # colours: 'strong' (DINO) or 'light' (GMML)
-    local_crops: int = 10                   # local crops, for the class token only
-    local_size: int | None = None           # pixels; None: 3/7 of the image size, in whole patches
+    momentum: float = .996          # of the teacher, to 1 by half a cosine
+    augmentation: str = "strong"    # colours: 'strong' (DINO) or 'light' (GMML)
+    local_crops: int = 10           # local crops, for the class token only
+    local_size: int | None = None   # pixels; None: 3/7 of the image size, in whole patches
     global_scale: tuple = (.32, 1.)
     local_scale: tuple = (.05, .32)
 
     def __post_init__(self):
         super().__post_init__()
-        temperatures = ("student_temperature", "warmup_teacher_temperature", "teacher_temperature", "pat_temperature", "cls_temperature")
-        check_options(self, positive=temperatures, share=("momentum", "centre_momentum"),
-                      least={"out_dim": 2} | dict.fromkeys(("hidden_dim", "bottleneck_dim", "head_layers", "cls_hidden_dim", "cls_out_dim"), 1)
-                            | dict.fromkeys(("rec_weight", "pat_weight", "cls_weight", "freeze_last_layer", "warmup_teacher_epochs", "local_crops"), 0),
-                      choices={"rec_average": ("pixels", "images"), "pat_loss": ("distillation", "contrast"), "cls_pairs": ("cross", "same"), "augmentation": ("strong", "light")})
-        if not 0 <= self.pat_share < 1: raise BadInput(f"pat_share is {self.pat_share}; give a share in [0, 1).")
-        if not (self.rec_weight or self.pat_weight or self.cls_weight): raise BadInput("rec_weight, pat_weight and cls_weight are all 0; give at least one of them a number above 0.")
+        temperatures = ("student_temperature", "warmup_teacher_temperature", "teacher_temperature",
+                        "pat_temperature", "cls_temperature")
+        check_options(
+            self,
+            positive=temperatures,
+            share=("momentum", "centre_momentum"),
+            least={"out_dim": 2} | dict.fromkeys(
+                ("hidden_dim", "bottleneck_dim", "head_layers", "cls_hidden_dim", "cls_out_dim"),
+                1) | dict.fromkeys(("rec_weight", "pat_weight", "cls_weight", "freeze_last_layer",
+                                    "warmup_teacher_epochs", "local_crops"), 0),
+            choices={"rec_average": ("pixels", "images"), "pat_loss": ("distillation", "contrast"),
+                     "cls_pairs": ("cross", "same"), "augmentation": ("strong", "light")})
+        if not 0 <= self.pat_share < 1:
+            raise BadInput(f"pat_share is {self.pat_share}; give a share in [0, 1).")
+        if not (self.rec_weight or self.pat_weight or self.cls_weight):
+            raise BadInput("rec_weight, pat_weight and cls_weight are all 0; give at least one of "
+                           "them a number above 0.")
 
 # %% ../../nbs/methods/mmc.ipynb #922697e5
 def light_view(size: int, scale) -> v2.Compose:
     "GMML's view: PIL RGB -> (3, size, size) float32."
     crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=InterpolationMode.BICUBIC)
-    jitter, blur = v2.RandomApply([v2.ColorJitter(.1, .1, .1, .01)], p=.3), v2.RandomApply([PilBlur()], p=.1)
+    jitter, blur = (v2.RandomApply([v2.ColorJitter(.1, .1, .1, .01)], p=.3),
+                    v2.RandomApply([PilBlur()], p=.1))
     return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, blur, *to_normalised()])
 
 def mmc_views(size: int, local_size: int, o: MMCOptions) -> dict[str, list]:
     "Two global crops, and the small ones if a loss uses them."
     local = o.local_crops if o.cls_weight else 0
-    if o.augmentation == "strong": return multi_crop(size, local_size, local, o.global_scale, o.local_scale)
+    if o.augmentation == "strong":
+        return multi_crop(size, local_size, local, o.global_scale, o.local_scale)
     views = {"global": [light_view(size, o.global_scale) for _ in range(2)]}
-    return views | ({"local": [light_view(local_size, o.local_scale) for _ in range(local)]} if local else {})
+    return views | ({"local": [light_view(local_size, o.local_scale) for _ in range(local)]}
+                    if local else {})
 
 # %% ../../nbs/methods/mmc.ipynb #484cac75
 class ReconstructionHead(nn.Module):
@@ -96,22 +117,31 @@ class ReconstructionHead(nn.Module):
         for m in self.mlp[::2]: trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        weight = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)                        # (D, 3, p, p) -> (p*p*3, D)
+        weight = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (D, 3, p, p) -> (p*p*3, D)
         return F.linear(self.mlp(tokens), weight, self.conv.bias.repeat(len(weight) // 3))
 
 # %% ../../nbs/methods/mmc.ipynb #53c24851
 def ratios(totals: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    "Totals over counts (k,), both summed over all processes, 0 where nothing was counted. The result is to be averaged over processes, as gradients are."
+    """Totals over counts (k,), both summed over all processes, 0 where nothing was counted.
+
+    The result is to be averaged over processes, as gradients are.
+    """
     return totals / mean_over_processes(counts.detach().float()).clamp(min=1e-6)
 
 def cell_weights(masked: torch.Tensor, average: str) -> torch.Tensor:
-    "Weights of overwritten cells, (N, L, n) bool -> float32: 1, or for 'images' such that each image has 1 in all."
-    return masked.float() if average == "pixels" else masked / masked.sum((1, 2), keepdim=True).clamp(min=1)
+    """Weights of overwritten cells, (N, L, n) bool -> float32: 1, or for 'images' such that each
+    image has 1 in all.
+    """
+    return (masked.float() if average == "pixels"
+            else masked / masked.sum((1, 2), keepdim=True).clamp(min=1))
 
 def cell_errors(prediction: torch.Tensor, target: torch.Tensor, cells: int) -> torch.Tensor:
-    "Absolute errors of patches (M, p*p*3), averaged in each of its `cells` squares: (M, cells) float32."
+    """Absolute errors of patches (M, p*p*3), averaged in each of its `cells` squares: (M, cells)
+    float32.
+    """
     p, k = math.isqrt(prediction.shape[1] // 3), math.isqrt(cells)
-    return (prediction.float() - target.float()).abs().view(-1, k, p // k, k, p // k, 3).mean((2, 4, 5)).flatten(1)
+    return (prediction.float() - target.float()).abs().view(-1, k, p // k, k, p // k,
+                                                            3).mean((2, 4, 5)).flatten(1)
 
 # %% ../../nbs/methods/mmc.ipynb #f0690ee8
 class PrototypeCentre(nn.Module):
@@ -124,17 +154,24 @@ class PrototypeCentre(nn.Module):
     def targets(self, logits: torch.Tensor, epoch: int) -> torch.Tensor:
         "Teacher logits (..., K) -> probabilities."
         o = self.options
-        return ((logits.detach().float() - self.centre) / teacher_temperature(epoch, o.warmup_teacher_temperature, o.teacher_temperature, o.warmup_teacher_epochs)).softmax(-1)
+        return ((logits.detach().float() - self.centre) / teacher_temperature(
+            epoch, o.warmup_teacher_temperature, o.teacher_temperature,
+            o.warmup_teacher_epochs)).softmax(-1)
 
     def move(self, mean: torch.Tensor):
         "After use, in training: towards the mean logits (K) over all patches."
         if self.training: move_centre(self.centre, mean, self.options.centre_momentum)
 
-def patch_contrast(queries: torch.Tensor, keys: torch.Tensor, where: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Unit vectors of the student at the patches `where` (M,) of N*L, (M, E), and of the teacher at all, (N, L, E) -> InfoNCE within the image, (M,)."
+def patch_contrast(queries: torch.Tensor, keys: torch.Tensor, where: torch.Tensor,
+                   temperature: float) -> torch.Tensor:
+    """Unit vectors of the student at the patches `where` (M,) of N*L, (M, E), and of the teacher at
+    all, (N, L, E) -> InfoNCE within the image, (M,).
+    """
     N, L, E = keys.shape
-    places = queries.new_zeros(N * L, E).index_copy(0, where, queries).view(N, L, E)           # back to their images
-    logits = (places.float() @ keys.detach().float().mT).flatten(0, 1)[where] / temperature     # (M, L)
+    # back to their images
+    places = queries.new_zeros(N * L, E).index_copy(0, where, queries).view(N, L, E)
+    # (M, L)
+    logits = (places.float() @ keys.detach().float().mT).flatten(0, 1)[where] / temperature
     return F.cross_entropy(logits, where % L, reduction="none")
 
 def patch_weights(mask: torch.Tensor) -> torch.Tensor:
@@ -142,32 +179,42 @@ def patch_weights(mask: torch.Tensor) -> torch.Tensor:
     return (1 / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)).expand(mask.shape)[mask]
 
 # %% ../../nbs/methods/mmc.ipynb #3398457f
-def class_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, pairs: str = "cross", two_tau: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's projections of all crops (S, B, E), large ones first, and the teacher's of the two large ones (2, B, E), of any length -> loss, and the share of
-    queries from global crops that find their key. Keys of all processes are compared and take no gradient."""
+def class_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float,
+                   pairs: str = "cross", two_tau: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Student's projections of all crops (S, B, E), large ones first, and the teacher's of the two
+    large ones (2, B, E), of any length -> loss, and the share of queries from global crops that
+    find their key. Keys of all processes are compared and take no gradient.
+    """
     (S, B), T = queries.shape[:2], len(keys)
     q, k = F.normalize(queries.float(), dim=-1), F.normalize(keys.detach().float(), dim=-1)
-    k = gather(k.transpose(0, 1)).transpose(0, 1)                                          # (2, all images, E)
+    k = gather(k.transpose(0, 1)).transpose(0, 1)       # (2, all images, E)
     logits = torch.einsum("sbe,tpe->stbp", q, k) / temperature
     own = (rank() * B + torch.arange(B, device=q.device)).expand(S, T, B)
-    losses = F.cross_entropy(logits.flatten(0, 2), own.flatten(), reduction="none").view(S, T, B).mean(2)
+    losses = F.cross_entropy(logits.flatten(0, 2), own.flatten(),
+                             reduction="none").view(S, T, B).mean(2)
     counted = torch.ones(S, T, device=q.device)
     same = torch.eye(T, device=q.device)
     counted[:T] = same if pairs == "same" else 1 - same
-    terms = (losses * counted).sum(0) / counted.sum(0)                                     # (2,)
+    terms = (losses * counted).sum(0) / counted.sum(0)  # (2,)
     found = ((logits[:T].argmax(-1) == own[:T]).float().mean(2) * counted[:T]).sum() / T
     return (2 * temperature * terms.sum() if two_tau else terms.mean()), found
 
 def class_head(dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    "SiT's projector: linear-BN-ReLU-linear-BN-GELU-linear-BN, the last BatchNorm without gain and bias; (N, dim) -> (N, out_dim)."
+    """SiT's projector: linear-BN-ReLU-linear-BN-GELU-linear-BN, the last BatchNorm without gain and
+    bias; (N, dim) -> (N, out_dim).
+    """
     head = projection_mlp(dim, hidden_dim, hidden_dim, out_dim)
     head[5] = nn.GELU()
     for m in head[::3]: trunc_normal_(m.weight, std=.02)
     return head
 
 def crop_by_crop(head: nn.Sequential, x: torch.Tensor, B: int) -> torch.Tensor:
-    "`head` on crops (S*B, D) -> (S, B, E), its BatchNorms on each crop by itself and all else at once."
-    for m in head: x = torch.cat([m(crop) for crop in x.split(B)]) if isinstance(m, nn.modules.batchnorm._BatchNorm) else m(x)
+    """`head` on crops (S*B, D) -> (S, B, E), its BatchNorms on each crop by itself and all else at
+    once.
+    """
+    for m in head:
+        x = (torch.cat([m(crop) for crop in x.split(B)])
+             if isinstance(m, nn.modules.batchnorm._BatchNorm) else m(x))
     return x.unflatten(0, (-1, B))
 
 # %% ../../nbs/methods/mmc.ipynb #2dacc54c
@@ -184,67 +231,96 @@ class MMC(Method):
         teacher["encoder"] = copy_as_teacher(self.encoder)
         if o.rec_weight: self.rec_head = ReconstructionHead(D, encoder.patch_size)
         if o.pat_weight:
-            self.pat_head = DINOHead(D, o.out_dim, o.hidden_dim, o.bottleneck_dim, o.head_layers, norm_last_layer=o.norm_last_layer)
-            if o.pat_loss == "contrast": self.pat_head.last_layer = None                      # tokens are compared, not prototypes
+            self.pat_head = DINOHead(D, o.out_dim, o.hidden_dim, o.bottleneck_dim, o.head_layers,
+                                     norm_last_layer=o.norm_last_layer)
+            # tokens are compared, not prototypes
+            if o.pat_loss == "contrast": self.pat_head.last_layer = None
             else: self.prototypes = PrototypeCentre(o)
             teacher["pat_head"] = copy_as_teacher(self.pat_head)
         if o.cls_weight:
             self.cls_head = class_head(D, o.cls_hidden_dim, o.cls_out_dim)
             teacher["cls_head"] = copy_as_teacher(self.cls_head)
-            self.predictor = projection_mlp(o.cls_out_dim, o.cls_hidden_dim, o.cls_out_dim) if o.predictor else nn.Sequential()
+            self.predictor = (projection_mlp(o.cls_out_dim, o.cls_hidden_dim, o.cls_out_dim)
+                              if o.predictor else nn.Sequential())
         self.teacher = nn.ModuleDict(teacher)
 
     def views(self) -> dict[str, list]: return self.crops
     def evaluated(self) -> VisionTransformer: return self.teacher["encoder"]
-    def after_step(self, at: At): ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
+    def after_step(self, at: At):
+        ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
     def forward(self, batch, draws, at) -> dict:
         o, B, size = self.options, batch["global"].shape[1], batch["global"].shape[-1]
-        corrupted, images = corrupt(batch["global"], draws, o), batch["global"].flatten(0, 1)      # (2*B, 3, S, S)
-        noise, alien = (patch_cells(m.flatten(0, 1), size, self.patch_size) for m in (corrupted.noise, corrupted.alien))   # (2*B, L, n)
+        # (2*B, 3, S, S)
+        corrupted, images = corrupt(batch["global"], draws, o), batch["global"].flatten(0, 1)
+        noise, alien = (patch_cells(m.flatten(0, 1), size, self.patch_size)
+                        for m in (corrupted.noise, corrupted.alien))  # (2*B, L, n)
         with draws.scope("drop_path"):
-            tokens = encode_crops(self.encoder, corrupted.images.flatten(0, 1))                    # (2*B, 1+L, D)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0] for g in self.crops if g != "global"]
-        with torch.no_grad(): teacher = encode_crops(self.teacher["encoder"], images) if o.pat_weight or o.cls_weight else tokens
+            tokens = encode_crops(self.encoder, corrupted.images.flatten(0, 1))  # (2*B, 1+L, D)
+            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
+                                    for g in self.crops if g != "global"]
+        with torch.no_grad():
+            teacher = (encode_crops(self.teacher["encoder"], images) if o.pat_weight
+                       or o.cls_weight else tokens)
         terms = {}
         if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
-        if o.pat_weight: terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien, epoch_number(at))
+        if o.pat_weight:
+            terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien,
+                                        epoch_number(at))
         if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
-        loss = sum(weight * terms[name] for name, weight in (("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
-        return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {"patch_similarity": mean_cosine(teacher[:, 1:])}
+        loss = sum(weight * terms[name] for name, weight in (
+            ("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
+        return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {
+            "patch_similarity": mean_cosine(teacher[:, 1:])}
 
     def reconstruct(self, tokens, images, noise, alien) -> dict:
-        "'rec', and of noise and aliens alone: student patches (2*B, L, D) against clean images; cells of the patches (2*B, L, n) bool on the CPU."
+        """'rec', and of noise and aliens alone: student patches (2*B, L, D) against clean images;
+        cells of the patches (2*B, L, n) bool on the CPU.
+        """
         masked = noise | alien
         touched = masked.any(2)
         where = touched.flatten().nonzero()[:, 0].to(tokens.device)
-        prediction, target = self.rec_head(tokens.flatten(0, 1)[where]), patchify(images, self.patch_size).flatten(0, 1)[where]
-        weights = torch.stack([cell_weights(masked, self.options.rec_average), noise.float(), alien.float()])[:, touched].to(tokens.device)   # (3, M, n)
+        prediction, target = (self.rec_head(tokens.flatten(0, 1)[where]),
+                              patchify(images, self.patch_size).flatten(0, 1)[where])
+        weights = torch.stack([cell_weights(masked, self.options.rec_average), noise.float(),
+                               alien.float()])[:, touched].to(tokens.device)  # (3, M, n)
         error = cell_errors(prediction, target, masked.shape[2])
-        return dict(zip(("rec", "rec_noise", "rec_alien"), ratios((weights * error).sum((1, 2)), weights.sum((1, 2)))))
+        return dict(zip(("rec", "rec_noise", "rec_alien"),
+                        ratios((weights * error).sum((1, 2)), weights.sum((1, 2)))))
 
     def match_patches(self, student, teacher, noise, alien, epoch: int) -> dict:
-        "'pat', and of noise and aliens alone, on masked patches: student and teacher patches (2*B, L, D)."
-        o, (noise, alien) = self.options, (m.float().mean(2) for m in (noise, alien))         # shares of each patch, (2*B, L)
+        """'pat', and of noise and aliens alone, on masked patches: student and teacher patches
+        (2*B, L, D).
+        """
+        # shares of each patch, (2*B, L)
+        o, (noise, alien) = self.options, (m.float().mean(2) for m in (noise, alien))
         mask, out = noise + alien > o.pat_share, {}
         where = mask.flatten().nonzero()[:, 0].to(student.device)
-        q = self.pat_head.bottleneck(student.flatten(0, 1)[where])                            # (M, 256)
-        with torch.no_grad(): keys = self.teacher["pat_head"].bottleneck(teacher)             # (2*B, L, 256)
+        q = self.pat_head.bottleneck(student.flatten(0, 1)[where])                 # (M, 256)
+        with torch.no_grad(): keys = self.teacher["pat_head"].bottleneck(teacher)  # (2*B, L, 256)
         if o.pat_loss == "contrast": losses = patch_contrast(q, keys, where, o.pat_temperature)
         else:
-            with torch.no_grad(): logits, mean = (self.teacher["pat_head"].last_layer(z) for z in (keys.flatten(0, 1)[where], keys.float().mean((0, 1))))
+            with torch.no_grad():
+                logits, mean = (self.teacher["pat_head"].last_layer(z)
+                                for z in (keys.flatten(0, 1)[where], keys.float().mean((0, 1))))
             target = self.prototypes.targets(logits, epoch)
-            losses = soft_cross_entropy(target, self.pat_head.last_layer(q, epoch < o.freeze_last_layer).float() / o.student_temperature)
+            losses = soft_cross_entropy(target, self.pat_head.last_layer(
+                q, epoch < o.freeze_last_layer).float() / o.student_temperature)
             self.prototypes.move(mean)
             out["prototype_entropy"] = mean_entropy(target)
-        kinds = torch.stack([noise > alien, noise <= alien])[:, mask].to(student.device).float()   # (2, M)
+        # (2, M)
+        kinds = torch.stack([noise > alien, noise <= alien])[:, mask].to(student.device).float()
         by_kind = ratios((kinds * losses.detach()).sum(1), kinds.sum(1))
-        return {"pat": (patch_weights(mask).to(student.device) * losses).sum(), "pat_noise": by_kind[0], "pat_alien": by_kind[1]} | out
+        return {"pat": (patch_weights(mask).to(student.device) * losses).sum(),
+                "pat_noise": by_kind[0], "pat_alien": by_kind[1]} | out
 
     def match_classes(self, student, teacher, B: int) -> dict:
-        "'cls' and the share of keys found: class tokens of all student crops (S*B, D) and of the teacher's two (2*B, D)."
+        """'cls' and the share of keys found: class tokens of all student crops (S*B, D) and of the
+        teacher's two (2*B, D).
+        """
         o = self.options
-        queries = crop_by_crop(nn.Sequential(*self.cls_head, *self.predictor), student, B)    # (S, B, E)
-        with torch.no_grad(): keys = crop_by_crop(self.teacher["cls_head"], teacher, B)       # (2, B, E)
+        # (S, B, E)
+        queries = crop_by_crop(nn.Sequential(*self.cls_head, *self.predictor), student, B)
+        with torch.no_grad(): keys = crop_by_crop(self.teacher["cls_head"], teacher, B)  # (2, B, E)
         cls, found = class_contrast(queries, keys, o.cls_temperature, o.cls_pairs, o.two_tau)
         return {"cls": cls, "found": found}

@@ -16,7 +16,9 @@ from ..data.views import byol_views
 from .method import Method, check_options, make_options
 from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import gather, mean_over_processes, rank, world
-from ..parts.encoder import EncoderConfig, build_encoder, embed_patches, encode, gather_tokens, init_xavier, patchify, prefix_tokens, split_positions
+from ..parts.encoder import (EncoderConfig, build_encoder, embed_patches,
+                                  encode, gather_tokens, init_xavier, patchify, prefix_tokens,
+                                  split_positions)
 from ..parts.losses import soft_cross_entropy
 from ..parts.masking import num_visible
 from ..parts.schedules import cosine
@@ -25,55 +27,83 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/moca.ipynb #a6864aa4
 @dataclass(frozen=True)
 class MOCAOptions:
-    "What a recipe may choose. Raises `BadInput` for a value out of its range and for counts that do not fit."
-    mask_ratios: tuple = (.55, .75)          # share of patches masked from the encoder, in each round
-    decoder_mask_ratios: tuple = (.35, .55)  # share of patches the decoder leaves out, in each round
-    img_weight: float = .5                   # lambda
-    loc_weight: float = .5                   # 1 - lambda; 0: no decoder is built
+    """What a recipe may choose.
+
+    Raises `BadInput` for a value out of its range and for counts that do not fit.
+    """
+    mask_ratios: tuple = (.55, .75)  # share of patches masked from the encoder, in each round
+    # share of patches the decoder leaves out, in each round
+    decoder_mask_ratios: tuple = (.35, .55)
+    img_weight: float = .5        # lambda
+    loc_weight: float = .5        # 1 - lambda; 0: no decoder is built
     num_codewords: int = 4096                    # K, codewords
     num_new_codewords: int = 32                  # new codewords in a step (over all processes)
-    codebook: str = "gathered"               # 'gathered': the codewords of all processes; 'released': what the official code does, see below
-    new_codeword: str = "patch"                  # a new codeword is a random central 'patch' of an image, or the 'mean' of its central patches
-    skip_offset: int = 2                     # rows and columns at each border without influence on image target and new codewords
-    inv_delta: float = 10.                   # inverse temperature of assignments, in units of the gap of similarities
-    kappa: float = 3.                        # inverse temperature of predictions
-    generator_ratio: float = 2.              # hidden width of the prototype generators, in units of the encoder's
-    early_layer: int = 4                     # the decoder reads patches this many blocks before the end
-    pooling: str = "mean"                    # image feature: 'mean' of the visible patches or the 'cls' token
+    # 'gathered': the codewords of all processes; 'released': what the official code does, see below
+    codebook: str = "gathered"
+    # a new codeword is a random central 'patch' of an image, or the 'mean' of its central patches
+    new_codeword: str = "patch"
+    # rows and columns at each border without influence on image target and new codewords
+    skip_offset: int = 2
+    # inverse temperature of assignments, in units of the gap of similarities
+    inv_delta: float = 10.
+    kappa: float = 3.             # inverse temperature of predictions
+    # hidden width of the prototype generators, in units of the encoder's
+    generator_ratio: float = 2.
+    early_layer: int = 4          # the decoder reads patches this many blocks before the end
+    pooling: str = "mean"         # image feature: 'mean' of the visible patches or the 'cls' token
     decoder_dim: int = 512
     decoder_depth: int = 2
     decoder_heads: int = 16
-    momentum: float = .994                   # of the teacher at the first step
-    momentum_end: float = 1.                 # ... and at the last (half-cosine between)
-    crop_scale: tuple = (.2, 1.)             # area of the random crops, as a share of the image
+    momentum: float = .994        # of the teacher at the first step
+    momentum_end: float = 1.      # ... and at the last (half-cosine between)
+    crop_scale: tuple = (.2, 1.)  # area of the random crops, as a share of the image
 
     def __post_init__(self):
-        check_options(self, positive=("inv_delta", "kappa", "generator_ratio"), share=("momentum", "momentum_end"),
-                      least={"num_codewords": 2, "num_new_codewords": 1, "skip_offset": 0, "img_weight": 0, "loc_weight": 0},
-                      choices={"codebook": ("gathered", "released"), "new_codeword": ("patch", "mean"), "pooling": ("mean", "cls")})
+        check_options(self,
+                      positive=("inv_delta", "kappa", "generator_ratio"),
+                      share=("momentum", "momentum_end"),
+                      least={"num_codewords": 2, "num_new_codewords": 1, "skip_offset": 0,
+                             "img_weight": 0, "loc_weight": 0},
+                      choices={"codebook": ("gathered", "released"),
+                               "new_codeword": ("patch", "mean"), "pooling": ("mean", "cls")})
         if self.num_codewords % self.num_new_codewords:
-            raise BadInput(f"moca: num_codewords {self.num_codewords} is not a multiple of num_new_codewords {self.num_new_codewords}; change one of them.")
-        if not (self.img_weight or self.loc_weight): raise BadInput("moca: img_weight and loc_weight are both 0; give at least one of them a number above 0.")
-        rounds = [len(r) if isinstance(r, (tuple, list)) else 0 for r in (self.mask_ratios, self.decoder_mask_ratios)]
-        if rounds not in ([1, 1], [2, 2]): raise BadInput("moca: mask_ratios and decoder_mask_ratios need a list with one entry per round, for one or two rounds.")
+            raise BadInput(f"moca: num_codewords {self.num_codewords} is not a multiple of "
+                           f"num_new_codewords {self.num_new_codewords}; change one of them.")
+        if not (self.img_weight or self.loc_weight):
+            raise BadInput("moca: img_weight and loc_weight are both 0; give at least one of them "
+                           "a number above 0.")
+        rounds = [len(r) if isinstance(r, (tuple, list)) else 0
+                  for r in (self.mask_ratios, self.decoder_mask_ratios)]
+        if rounds not in ([1, 1], [2, 2]):
+            raise BadInput("moca: mask_ratios and decoder_mask_ratios need a list with one entry "
+                           "per round, for one or two rounds.")
 
 # %% ../../nbs/methods/moca.ipynb #6fd360f3
 def mask_counts(L: int, mask_ratios: tuple, decoder_mask_ratios: tuple) -> list[tuple[int, int]]:
-    "Visible and decoded patches (e, d) of each round, of `L`. Raises `BadInput` if the rounds do not fit beside each other."
-    counts = [(num_visible(L, m), num_visible(L, d)) for m, d in zip(mask_ratios, decoder_mask_ratios)]
+    """Visible and decoded patches (e, d) of each round, of `L`.
+
+    Raises `BadInput` if the rounds do not fit beside each other.
+    """
+    counts = [(num_visible(L, m), num_visible(L, d))
+              for m, d in zip(mask_ratios, decoder_mask_ratios)]
     for e, d in counts:
-        if d <= e: raise BadInput(f"moca: {d} of {L} patches are decoded but {e} visible; make each of decoder_mask_ratios smaller than its mask ratio.")
+        if d <= e:
+            raise BadInput(f"moca: {d} of {L} patches are decoded but {e} visible; make each of "
+                           f"decoder_mask_ratios smaller than its mask ratio.")
     if len(counts) == 2 and counts[0][1] + counts[1][0] > L:
-        raise BadInput(f"moca: {counts[1][0]} patches of round 2 do not fit beside {counts[0][1]} decoded ones of round 1 in {L}; raise mask_ratios or decoder_mask_ratios.")
+        raise BadInput(f"moca: {counts[1][0]} patches of round 2 do not fit beside {counts[0][1]} "
+                       f"decoded ones of round 1 in {L}; raise mask_ratios or decoder_mask_ratios.")
     return counts
 
 def complementary_masks(noise: torch.Tensor, counts: list[tuple[int, int]]) -> list[torch.Tensor]:
-    "Decoded patches of each round from `noise` (B, L): (B, d) int64 each; the first e of them are visible."
+    """Decoded patches of each round from `noise` (B, L): (B, d) int64 each; the first e of them are
+    visible.
+    """
     s = noise.argsort(1)
     decoded = [s[:, :counts[0][1]]]
     if len(counts) == 2:
         (e1, d1), (e2, d2) = counts
-        again = torch.cat([s[:, d1:d1 + e2], s[:, e1:d1], s[:, d1 + e2:], s[:, :e1]], 1)     # (B, L)
+        again = torch.cat([s[:, d1:d1 + e2], s[:, e1:d1], s[:, d1 + e2:], s[:, :e1]], 1)  # (B, L)
         decoded.append(again[:, :d2])
     return decoded
 
@@ -81,29 +111,43 @@ def complementary_masks(noise: torch.Tensor, counts: list[tuple[int, int]]) -> l
 EPS = 1e-5   # least norm in a division, as in the official code
 
 def central_patches(grid: int, skip_offset: int) -> torch.Tensor:
-    "Numbers of the patches that are at least `skip_offset` from each border, row by row. Raises `BadInput` if there is none."
-    if 2 * skip_offset >= grid: raise BadInput(f"moca: skip_offset {skip_offset} leaves no patch of a {grid} x {grid} grid; lower it or use smaller patches.")
-    return torch.arange(grid * grid).view(grid, grid)[skip_offset:grid - skip_offset, skip_offset:grid - skip_offset].flatten()
+    """Numbers of the patches that are at least `skip_offset` from each border, row by row.
+
+    Raises `BadInput` if there is none.
+    """
+    if 2 * skip_offset >= grid:
+        raise BadInput(f"moca: skip_offset {skip_offset} leaves no patch of a {grid} x {grid} "
+                       f"grid; lower it or use smaller patches.")
+    return torch.arange(grid * grid).view(grid, grid)[skip_offset:grid - skip_offset,
+                                                      skip_offset:grid - skip_offset].flatten()
 
 # %% ../../nbs/methods/moca.ipynb #25071684
 class Codebook(nn.Module):
-    "K unit-norm codewords, oldest at `pointer`, and the gap of similarities that sets the temperature."
+    """K unit-norm codewords, oldest at `pointer`, and the gap of similarities that sets the
+    temperature.
+    """
     def __init__(self, dim: int, grid: int, options: MOCAOptions):
         super().__init__()
         self.options = options
-        self.register_buffer("codewords", F.normalize(torch.randn(options.num_codewords, dim).relu(), dim=1, eps=EPS))
+        self.register_buffer(
+            "codewords",
+            F.normalize(torch.randn(options.num_codewords, dim).relu(), dim=1, eps=EPS))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
         self.register_buffer("pushes", torch.zeros(1))
         self.register_buffer("gap", torch.full((1,), .5))            # d
-        self.register_buffer("delayed_gap", torch.full((1,), .5))    # d at the end of the previous step
-        self.register_buffer("central", central_patches(grid, options.skip_offset), persistent=False)
+        # d at the end of the previous step
+        self.register_buffer("delayed_gap", torch.full((1,), .5))
+        self.register_buffer("central", central_patches(grid, options.skip_offset),
+                             persistent=False)
 
     @property
     def temperature(self) -> torch.Tensor: return self.delayed_gap / self.options.inv_delta
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        "Assignments of teacher patches (V, B, L, D) -> (V, B, L, K) float32; in training mode the gap follows, view by view."
+        """Assignments of teacher patches (V, B, L, D) -> (V, B, L, K) float32; in training mode the
+        gap follows, view by view.
+        """
         similarity = F.linear(F.normalize(tokens, dim=-1, eps=EPS), self.codewords).float()
         if self.training:
             gaps = (similarity.amax(-1) - similarity.mean(-1)).mean((1, 2))                # (V,)
@@ -117,42 +161,65 @@ class Codebook(nn.Module):
 # %% ../../nbs/methods/moca.ipynb #93c0692f
 @torch.no_grad()
 def new_codewords(book: Codebook, tokens: torch.Tensor, draws) -> torch.Tensor:
-    "This step's new codewords from this process's teacher patches (2, B, L, D): (n, D) unit rows, the same on all processes. Raises `BadInput` for too small a batch."
+    """This step's new codewords from this process's teacher patches (2, B, L, D): (n, D) unit rows,
+    the same on all processes.
+
+    Raises `BadInput` for too small a batch.
+    """
     o, B, D = book.options, tokens.shape[1], tokens.shape[-1]
     released = o.codebook == "released"
-    n, total, start = (o.num_new_codewords // world(), B, 0) if released else (o.num_new_codewords, B * world(), B * rank())
+    n, total, start = ((o.num_new_codewords // world(), B, 0) if released
+                       else (o.num_new_codewords, B * world(), B * rank()))
     if not 0 < n <= total or len(book.codewords) % n:
-        raise BadInput(f"batch too small for the codebook: {total} images give {n} of {o.num_new_codewords} new codewords; raise batch_size or lower num_new_codewords.")
-    images = draws.shared_perm("image_perm", total)[:n]                                   # numbers in the global batch
-    pick = book.central[(draws.shared("token_pick", n) * len(book.central)).long()]       # a central patch for each
-    patch = pick.new_zeros(total).index_copy(0, images, pick)[start:start + B]            # (B,) of this process's images
-    offered = tokens[:, torch.arange(B, device=patch.device), patch] if o.new_codeword == "patch" else tokens[:, :, book.central].mean(2)   # (2, B, D)
+        raise BadInput(f"batch too small for the codebook: {total} images give {n} "
+                       f"of {o.num_new_codewords} new codewords; raise batch_size or lower "
+                       f"num_new_codewords.")
+    images = draws.shared_perm("image_perm", total)[:n]  # numbers in the global batch
+    # a central patch for each
+    pick = book.central[(draws.shared("token_pick", n) * len(book.central)).long()]
+    # (B,) of this process's images
+    patch = pick.new_zeros(total).index_copy(0, images, pick)[start:start + B]
+    offered = (tokens[:, torch.arange(B, device=patch.device), patch] if o.new_codeword == "patch"
+               else tokens[:, :, book.central].mean(2))  # (2, B, D)
     offered = torch.where(draws.shared("view_coin") < .5, offered[0], offered[1])         # (B, D)
-    return F.normalize(gather(offered.float())[images], dim=1, eps=EPS)                   # process 0 comes first
+    return F.normalize(gather(offered.float())[images], dim=1, eps=EPS)  # process 0 comes first
 
 # %% ../../nbs/methods/moca.ipynb #bbd68d54
 @torch.no_grad()
 def push(book: Codebook, codewords: torch.Tensor) -> None:
-    "Overwrite the oldest codewords by `codewords` (n, D), advance the pointer, and let the gap take effect."
+    """Overwrite the oldest codewords by `codewords` (n, D), advance the pointer, and let the gap
+    take effect.
+    """
     n, K = len(codewords), len(book.codewords)
-    book.codewords.index_copy_(0, (book.pointer + torch.arange(n, device=codewords.device)) % K, codewords)
+    book.codewords.index_copy_(0, (book.pointer + torch.arange(n, device=codewords.device)) % K,
+                               codewords)
     book.pointer.add_(n).remainder_(K)
     book.pushes.add_(1)
     book.delayed_gap.copy_(book.gap)
 
 # %% ../../nbs/methods/moca.ipynb #309a6db6
 class CodewordNorm(nn.modules.batchnorm._NormBase):
-    "BatchNorm over the codewords, (K, D) -> (K, D). Not a `BatchNorm1d`, so that synchronisation over processes passes it by: all of them hold the same codewords."
+    """BatchNorm over the codewords, (K, D) -> (K, D).
+
+    Not a `BatchNorm1d`, so that synchronisation over processes passes it by: all of them hold the
+    same codewords.
+    """
     def forward(self, x):
         if self.training: self.num_batches_tracked.add_(1)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                            self.training, self.momentum, self.eps)
 
 class PrototypeGenerator(nn.Module):
-    "Codewords (K, D) -> unit-norm weight vectors (K, out_dim) of a classifier over codewords. Raises `BadInput` for a `ratio` that leaves no hidden unit."
+    """Codewords (K, D) -> unit-norm weight vectors (K, out_dim) of a classifier over codewords.
+
+    Raises `BadInput` for a `ratio` that leaves no hidden unit.
+    """
     def __init__(self, dim: int, out_dim: int, ratio: float = 2., kappa: float = 3.):
         super().__init__()
         hidden = int(dim * ratio)
-        if hidden < 1: raise BadInput(f"moca: generator_ratio {ratio} leaves no hidden unit for codewords of length {dim}; raise it.")
+        if hidden < 1:
+            raise BadInput(f"moca: generator_ratio {ratio} leaves no hidden unit for codewords of "
+                           f"length {dim}; raise it.")
         self.register_buffer("scale", torch.full((1,), float(kappa)))
         self.fc1 = nn.Linear(dim, hidden, bias=False)
         self.bn = CodewordNorm(hidden)
@@ -169,8 +236,12 @@ class PrototypeGenerator(nn.Module):
 
 # %% ../../nbs/methods/moca.ipynb #6281a2ce
 class CondenserDecoder(nn.Module):
-    "Image feature and early visible patches -> features of all decoded patches. Raises `BadInput` for sizes of which no decoder can be built."
-    def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 2, num_heads: int = 16, mlp_ratio: float = 4.):
+    """Image feature and early visible patches -> features of all decoded patches.
+
+    Raises `BadInput` for sizes of which no decoder can be built.
+    """
+    def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 2, num_heads: int = 16,
+                 mlp_ratio: float = 4.):
         super().__init__()
         check_decoder(dim, depth, num_heads)
         self.early_norm = nn.LayerNorm(in_dim, eps=1e-6)
@@ -182,37 +253,49 @@ class CondenserDecoder(nn.Module):
         nn.init.normal_(init_xavier(self).mask_token, std=.02)
 
     def forward(self, g: torch.Tensor, early: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-        "`g` (B, D), `early` (B, e, D), patch numbers `decoded` (B, d), the visible ones first -> (B, d, dim)."
-        x = self.embed(torch.cat([g[:, None], self.early_norm(early)], 1))                        # (B, 1+e, dim)
+        """`g` (B, D), `early` (B, e, D), patch numbers `decoded` (B, d), the visible ones first ->
+        (B, d, dim).
+        """
+        x = self.embed(torch.cat([g[:, None], self.early_norm(early)], 1))  # (B, 1+e, dim)
         x = torch.cat([x, self.mask_token.expand(len(x), decoded.shape[1] - early.shape[1], -1)], 1)
-        places = F.pad(1 + decoded, (1, 0))                                                       # row 0 of the table is for g
+        places = F.pad(1 + decoded, (1, 0))  # row 0 of the table is for g
         x = x + gather_tokens(self.pos_embed.expand(len(x), -1, -1), places)
         return self.norm(self.blocks(x))[:, 1:]
 
 # %% ../../nbs/methods/moca.ipynb #d1732cbb
-def encode_at(vit, patches: torch.Tensor, keep: torch.Tensor, early_layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "Visible patches `keep` (B, e) of flattened `patches` (B, L, P) -> tokens after the final norm, and tokens `early_layer` blocks before the end; (B, 1+e, D) each."
+def encode_at(vit, patches: torch.Tensor, keep: torch.Tensor,
+              early_layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Visible patches `keep` (B, e) of flattened `patches` (B, L, P) -> tokens after the final
+    norm, and tokens `early_layer` blocks before the end; (B, 1+e, D) each.
+    """
     positions = gather_tokens(split_positions(vit)[1].expand(len(patches), -1, -1), keep)
-    x = embed_patches(vit, gather_tokens(patches, keep)) + positions                              # (B, e, D)
+    x = embed_patches(vit, gather_tokens(patches, keep)) + positions  # (B, e, D)
     split = len(vit.blocks) - early_layer
     early = vit.blocks[:split](vit.norm_pre(torch.cat([prefix_tokens(vit, len(x)), x], 1)))
     last = vit.norm(vit.blocks[split:](early))
     return last, early if early_layer else last
 
 # %% ../../nbs/methods/moca.ipynb #221712e8
-def divergence(target: torch.Tensor, logits: torch.Tensor, entropy: torch.Tensor | None = None) -> torch.Tensor:
-    "Mean over rows of KL(target || softmax(logits)), (..., K) each -> scalar; `entropy` (...) of the target if it is known."
+def divergence(target: torch.Tensor, logits: torch.Tensor,
+               entropy: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over rows of KL(target || softmax(logits)), (..., K) each -> scalar; `entropy` (...) of
+    the target if it is known.
+    """
     if entropy is None: entropy = torch.special.entr(target).sum(-1)
     return (soft_cross_entropy(target, logits) - entropy).mean()
 
 # %% ../../nbs/methods/moca.ipynb #6d9593c8
-_GENERATOR = {"scale": "scale", "fc1": "layers_w.0.generator.b0_fc", "bn": "layers_w.0.generator.b0_bn",
-              "fc2": "layers_w.0.generator.b0_last_layer", "skip": "layers_w.0.skip"}
-_CODEBOOK = {"codewords": "embedding", "pointer": "embedding_ptr", "pushes": "track_num_batches", "gap": "dist_norm", "delayed_gap": "dist_norm_prev"}
+_GENERATOR = {"scale": "scale", "fc1": "layers_w.0.generator.b0_fc",
+              "bn": "layers_w.0.generator.b0_bn", "fc2": "layers_w.0.generator.b0_last_layer",
+              "skip": "layers_w.0.skip"}
+_CODEBOOK = {"codewords": "embedding", "pointer": "embedding_ptr", "pushes": "track_num_batches",
+             "gap": "dist_norm", "delayed_gap": "dist_norm_prev"}
 
-OFFICIAL = {"encoder.": "encoder.", "teacher.": "encoder_teacher.", "decoder.early_norm.": "norm_cls_pt.", "decoder.embed.": "decoder_embed_cls_pt.",
-            "decoder.mask_token": "mask_token_cls_pt", "decoder.pos_embed": "decoder_pos_embed", "decoder.blocks.": "decoder_blocks_cls_pt.",
-            "decoder.norm.": "decoder_norm_cls_pt."}   # our prefix -> valeoai/MOCA's
+# our prefix -> valeoai/MOCA's
+OFFICIAL = {"encoder.": "encoder.", "teacher.": "encoder_teacher.",
+            "decoder.early_norm.": "norm_cls_pt.", "decoder.embed.": "decoder_embed_cls_pt.",
+            "decoder.mask_token": "mask_token_cls_pt", "decoder.pos_embed": "decoder_pos_embed",
+            "decoder.blocks.": "decoder_blocks_cls_pt.", "decoder.norm.": "decoder_norm_cls_pt."}
 OFFICIAL |= {f"image_prototypes.{k}": f"encoder_pred.{v}" for k, v in _GENERATOR.items()}
 OFFICIAL |= {f"token_prototypes.{k}": f"decoder_pred.{v}" for k, v in _GENERATOR.items()}
 OFFICIAL |= {f"codebook.{k}": f"bow_extractor.bow_extractor.0._{v}" for k, v in _CODEBOOK.items()}
@@ -225,23 +308,32 @@ class MOCA(Method):
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(MOCAOptions, options, "moca")
-        self.image_size, self.patch_size, dim = encoder.image_size, encoder.patch_size, encoder.embed_dim
+        self.image_size, self.patch_size, dim = (encoder.image_size, encoder.patch_size,
+                                                 encoder.embed_dim)
         self.counts = mask_counts(encoder.num_patches, o.mask_ratios, o.decoder_mask_ratios)
-        if not 0 <= o.early_layer < encoder.depth: raise BadInput(f"moca: early_layer {o.early_layer} is not below the encoder's depth {encoder.depth}; lower it.")
+        if not 0 <= o.early_layer < encoder.depth:
+            raise BadInput(f"moca: early_layer {o.early_layer} is not below the encoder's depth "
+                           f"{encoder.depth}; lower it.")
         self.encoder = init_xavier(build_encoder(encoder))
         self.teacher = copy_as_teacher(self.encoder)
         self.codebook = Codebook(dim, encoder.grid, o)
-        self.image_prototypes = init_xavier(PrototypeGenerator(dim, dim, o.generator_ratio, o.kappa))
+        self.image_prototypes = init_xavier(
+            PrototypeGenerator(dim, dim, o.generator_ratio, o.kappa))
         self.decoder, self.new_codewords = None, None
         if o.loc_weight:
-            self.decoder = CondenserDecoder(encoder.grid, dim, o.decoder_dim, o.decoder_depth, o.decoder_heads, encoder.mlp_ratio)
-            self.token_prototypes = init_xavier(PrototypeGenerator(dim, o.decoder_dim, o.generator_ratio, o.kappa))
+            self.decoder = CondenserDecoder(encoder.grid, dim, o.decoder_dim, o.decoder_depth,
+                                            o.decoder_heads, encoder.mlp_ratio)
+            self.token_prototypes = init_xavier(PrototypeGenerator(
+                dim, o.decoder_dim, o.generator_ratio, o.kappa))
 
-    def views(self) -> dict[str, list]: return {"global": byol_views(self.image_size, self.options.crop_scale)}
+    def views(self) -> dict[str, list]:
+        return {"global": byol_views(self.image_size, self.options.crop_scale)}
     def evaluated(self): return self.teacher
 
     def before_step(self, at):
-        ema_update(self.teacher, self.encoder, cosine(at.step, at.total_steps, self.options.momentum, self.options.momentum_end))
+        ema_update(
+            self.teacher, self.encoder,
+            cosine(at.step, at.total_steps, self.options.momentum, self.options.momentum_end))
 
     def after_step(self, at):
         if self.new_codewords is not None: push(self.codebook, self.new_codewords)
@@ -249,27 +341,38 @@ class MOCA(Method):
 
     @torch.no_grad()
     def targets(self, views: torch.Tensor, draws) -> tuple[torch.Tensor, torch.Tensor]:
-        "Views (2, B, 3, S, S) -> assignments of all patches (2B, L, K) and of the other view as a whole (2B, K); in training mode the new codewords are chosen."
-        tokens = encode(self.teacher, views.flatten(0, 1))[:, 1:].unflatten(0, views.shape[:2])   # (2, B, L, D)
+        """Views (2, B, 3, S, S) -> assignments of all patches (2B, L, K) and of the other view as a
+        whole (2B, K); in training mode the new codewords are chosen.
+        """
+        # (2, B, L, D)
+        tokens = encode(self.teacher, views.flatten(0, 1))[:, 1:].unflatten(0, views.shape[:2])
         if self.training: self.new_codewords = new_codewords(self.codebook, tokens, draws)
         codes = self.codebook(tokens)
         return codes.flatten(0, 1), self.codebook.image_target(codes).flip(0).flatten(0, 1)
 
     def forward(self, batch, draws, at) -> dict:
-        o, views = self.options, batch["global"]                                                  # (2, B, 3, S, S)
+        o, views = self.options, batch["global"]                            # (2, B, 3, S, S)
         codes, other = self.targets(views, draws)
-        entropy, codewords = torch.special.entr(codes).sum(-1), self.codebook.codewords                   # (2B, L)
+        entropy, codewords = torch.special.entr(codes).sum(-1), self.codebook.codewords  # (2B, L)
         noise = draws.rand("mask", views.shape[1], 2, codes.shape[1]).transpose(0, 1).flatten(0, 1)
-        patches, image_prototypes = patchify(views.flatten(0, 1), self.patch_size), self.image_prototypes(codewords)
+        patches, image_prototypes = (patchify(views.flatten(0, 1), self.patch_size),
+                                     self.image_prototypes(codewords))
         token_prototypes = self.token_prototypes(codewords) if self.decoder else None
         img, loc = [], []
         for (e, _), decoded in zip(self.counts, complementary_masks(noise, self.counts)):
-            with draws.scope(f"drop_path{len(img)}"): last, early = encode_at(self.encoder, patches, decoded[:, :e], o.early_layer)
-            g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]                        # (2B, D)
+            with draws.scope(f"drop_path{len(img)}"):
+                last, early = encode_at(self.encoder, patches, decoded[:, :e], o.early_layer)
+            g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]  # (2B, D)
             img.append(divergence(other, self.image_prototypes.logits(g, image_prototypes)))
             if self.decoder:
-                z = self.decoder(g, early[:, 1:], decoded)                                        # (2B, d, decoder_dim)
-                loc.append(divergence(gather_tokens(codes, decoded), self.token_prototypes.logits(z, token_prototypes), entropy.gather(1, decoded)))
-        img, loc = 2 * torch.stack(img).mean(), 2 * torch.stack(loc).mean() if loc else codes.new_zeros(())
-        return {"loss": o.img_weight * img + o.loc_weight * loc, "img": img.detach(), "loc": loc.detach(), "temperature": self.codebook.temperature[0],
-                "patch_perplexity": mean_over_processes(entropy.mean()).exp(), "used_codewords": torch.special.entr(mean_over_processes(other.mean(0))).sum().exp()}
+                z = self.decoder(g, early[:, 1:], decoded)                  # (2B, d, decoder_dim)
+                loc.append(divergence(gather_tokens(codes, decoded),
+                                      self.token_prototypes.logits(z, token_prototypes),
+                                      entropy.gather(1, decoded)))
+        img, loc = (2 * torch.stack(img).mean(),
+                    2 * torch.stack(loc).mean() if loc else codes.new_zeros(()))
+        return {
+            "loss": o.img_weight * img + o.loc_weight * loc, "img": img.detach(),
+            "loc": loc.detach(), "temperature": self.codebook.temperature[0],
+            "patch_perplexity": mean_over_processes(entropy.mean()).exp(),
+            "used_codewords": torch.special.entr(mean_over_processes(other.mean(0))).sum().exp()}

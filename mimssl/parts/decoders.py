@@ -17,18 +17,32 @@ from .encoder import gather_tokens, init_xavier, sincos_table
 def check_decoder(dim: int, depth: int, num_heads: int) -> None:
     "Raises `BadInput` for a width, depth or number of heads of which no decoder can be built."
     if depth < 0 or dim < 4 or dim % 4 or num_heads < 1 or dim % num_heads:
-        raise BadInput(f"a decoder of width {dim} and depth {depth} with {num_heads} heads cannot be built; the width must be a multiple of 4 and of the heads, the depth 0 or more.")
+        raise BadInput(f"a decoder of width {dim} and depth {depth} with {num_heads} heads cannot "
+                       f"be built; the width must be a multiple of 4 and of the heads, the depth 0 "
+                       f"or more.")
 
 def fixed_positions(dim: int, grid: int, num_prefix_tokens: int = 1) -> nn.Parameter:
-    "Sine-cosine table with zero rows for prefix tokens, (1, P + grid*grid, dim), without gradient. Raises `BadInput` for a `dim` that is no multiple of 4."
-    if dim < 4 or dim % 4: raise BadInput(f"sine-cosine positions of width {dim} cannot be built; the width must be a multiple of 4.")
+    """Sine-cosine table with zero rows for prefix tokens, (1, P + grid*grid, dim), without
+    gradient.
+
+    Raises `BadInput` for a `dim` that is no multiple of 4.
+    """
+    if dim < 4 or dim % 4:
+        raise BadInput(f"sine-cosine positions of width {dim} cannot be built; the width must be a "
+                       f"multiple of 4.")
     table = torch.cat([torch.zeros(num_prefix_tokens, dim), sincos_table(dim, grid)])
     return nn.Parameter(table[None], requires_grad=False)
 
-def transformer_blocks(dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.) -> nn.Sequential:
-    "`depth` pre-norm timm blocks with qkv bias and LayerNorm eps 1e-6. Raises `BadInput` as `check_decoder`."
+def transformer_blocks(dim: int, depth: int, num_heads: int,
+                       mlp_ratio: float = 4.) -> nn.Sequential:
+    """`depth` pre-norm timm blocks with qkv bias and LayerNorm eps 1e-6.
+
+    Raises `BadInput` as `check_decoder`.
+    """
     check_decoder(dim, depth, num_heads)
-    return nn.Sequential(*[Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)) for _ in range(depth)])
+    return nn.Sequential(*[
+        Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        for _ in range(depth)])
 
 # %% ../../nbs/parts/decoders.ipynb #35d063cf
 class MAEDecoder(nn.Module):
@@ -50,14 +64,21 @@ class MAEDecoder(nn.Module):
         init_xavier(self)
         nn.init.normal_(self.mask_token, std=.02)
 
-    def decode(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        "Blocks over class token, visible and masked places: (B, 1+n, D) -> (B, 1+L, dim) in the order class, `keep`, `masked`."
+    def decode(self, tokens: torch.Tensor, keep: torch.Tensor,
+               masked: torch.Tensor) -> torch.Tensor:
+        """Blocks over class token, visible and masked places: (B, 1+n, D) -> (B, 1+L, dim) in the
+        order class, `keep`, `masked`.
+        """
         x = self.embed(tokens)                                                       # (B, 1+n, dim)
         x = torch.cat([x, self.mask_token.expand(len(x), masked.shape[1], -1)], 1)   # (B, 1+L, dim)
-        places = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep, 1 + masked], 1) # rows of the position table
+        # rows of the position table
+        places = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep, 1 + masked], 1)
         return self.blocks(x + gather_tokens(self.pos_embed.expand(len(x), -1, -1), places))
 
-    def forward(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        "Predictions at the masked patches: (B, 1+n, D), `keep` (B, n), `masked` (B, L-n) -> (B, L-n, out_dim), in the order of `masked`."
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor,
+                masked: torch.Tensor) -> torch.Tensor:
+        """Predictions at the masked patches: (B, 1+n, D), `keep` (B, n), `masked` (B, L-n) -> (B,
+        L-n, out_dim), in the order of `masked`.
+        """
         x = self.decode(tokens, keep, masked)[:, 1 + keep.shape[1]:]                 # (B, L-n, dim)
         return self.head(self.norm(x))

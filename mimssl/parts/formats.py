@@ -27,32 +27,69 @@ from .encoder import SIZES, architecture, load_encoder, resize_positions
 class Format:
     "How one official code saves its encoder."
     evaluated: str                   # what is evaluated, in words
-    part: str                     # prefix of the evaluated encoder, without containers and 'module.'
-    sign: str                     # a name that tells the format
-    wrap: tuple = ()              # containers of a written file, outermost first
-    prefix: str = ""              # of the names in a written file
-    num_heads: dict = field(default_factory=dict)   # width -> heads, where the usual number is not right
+    part: str         # prefix of the evaluated encoder, without containers and 'module.'
+    sign: str         # a name that tells the format
+    wrap: tuple = ()  # containers of a written file, outermost first
+    prefix: str = ""  # of the names in a written file
+    # width -> heads, where the usual number is not right
+    num_heads: dict = field(default_factory=dict)
 
 FORMATS = {
-    "moca": Format("the teacher", "encoder_teacher.", "encoder_teacher.cls_token", ("model",), "encoder_teacher."),
-    "mocov3": Format("the base encoder", "base_encoder.", "base_encoder.cls_token", ("state_dict",), "module.base_encoder.", {384: 12}),
-    "dino": Format("the teacher (of DINO and iBOT)", "teacher.backbone.", "teacher.backbone.cls_token", ("teacher",), "backbone."),
-    "backbone": Format("the one network in the file", "backbone.", "backbone.cls_token", (), "backbone."),
-    "latent_mim": Format("the online encoder", "encoder.", "encoder.embed.proj.weight", ("state_dict",), "module.encoder."),
+    "moca": Format(
+        "the teacher",
+        "encoder_teacher.",
+        "encoder_teacher.cls_token",
+        ("model",),
+        "encoder_teacher.",
+    ),
+    "mocov3": Format(
+        "the base encoder",
+        "base_encoder.",
+        "base_encoder.cls_token",
+        ("state_dict",),
+        "module.base_encoder.",
+        {384: 12},
+    ),
+    "dino": Format(
+        "the teacher (of DINO and iBOT)",
+        "teacher.backbone.",
+        "teacher.backbone.cls_token",
+        ("teacher",),
+        "backbone.",
+    ),
+    "backbone": Format(
+        "the one network in the file", "backbone.", "backbone.cls_token", (), "backbone."
+    ),
+    "latent_mim": Format(
+        "the online encoder",
+        "encoder.",
+        "encoder.embed.proj.weight",
+        ("state_dict",),
+        "module.encoder.",
+    ),
     "mae": Format("the encoder", "", "decoder_embed.weight", ("model",)),
-    "mae_ct": Format("the averaged encoder", "", "", ("state_dict",)),              # told by its positions, see below
-    "timm": Format("the one network in the file", "", "blocks.0.norm1.weight")}
+    # told by its positions, see below
+    "mae_ct": Format("the averaged encoder", "", "", ("state_dict",)),
+    "timm": Format("the one network in the file", "", "blocks.0.norm1.weight"),
+}
 
 # %% ../../nbs/parts/formats.ipynb #f66699b7
 def unwrap(checkpoint: dict) -> dict[str, torch.Tensor]:
-    "All tensors of a checkpoint under dotted names, without the containers `model` and `state_dict`, 'module.' and the optimiser. Raises `BadInput` if it is no dictionary."
-    if not isinstance(checkpoint, dict): raise BadInput(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors; give a state dict.")
+    """All tensors of a checkpoint under dotted names, without the containers `model` and
+    `state_dict`, 'module.' and the optimiser.
+
+    Raises `BadInput` if it is no dictionary.
+    """
+    if not isinstance(checkpoint, dict):
+        raise BadInput(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of "
+                       f"tensors; give a state dict.")
     for container in ("model", "state_dict"):
         if isinstance(checkpoint.get(container), dict): return unwrap(checkpoint[container])
     found = {}
     for name, value in checkpoint.items():
         if isinstance(value, torch.Tensor): found[str(name).removeprefix("module.")] = value
-        elif isinstance(value, dict) and name != "optimizer": found |= {f"{name}.{n}": x for n, x in unwrap(value).items()}
+        elif isinstance(value, dict) and name != "optimizer":
+            found |= {f"{name}.{n}": x for n, x in unwrap(value).items()}
     return found
 
 # %% ../../nbs/parts/formats.ipynb #7769026d
@@ -66,16 +103,23 @@ def num_prefix(state: dict) -> int:
     return ("cls_token" in state) + (state["reg_token"].shape[1] if "reg_token" in state else 0)
 
 def as_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    "The tensors of one encoder -> timm's names and shapes, without head. Raises `BadInput` if it is no ViT."
+    """The tensors of one encoder -> timm's names and shapes, without head.
+
+    Raises `BadInput` if it is no ViT.
+    """
     out = {}
     for name, x in state.items():
         for old, new in RENAMED.items():
             if name.startswith(old): name = new + name[len(old):]
         if not name.startswith(LEFT_OUT): out[name] = x
     for name in ("blocks.0.norm1.weight", "patch_embed.proj.weight", "pos_embed"):
-        if name not in out: raise BadInput(f"the checkpoint has no '{name}', so it is no ViT with positions; its first names are {first_names(state)}.")
+        if name not in out:
+            raise BadInput(f"the checkpoint has no '{name}', so it is no ViT with positions; its "
+                           f"first names are {first_names(state)}.")
     kernel, positions = out["patch_embed.proj.weight"], out["pos_embed"]
-    if kernel.ndim == 2: out["patch_embed.proj.weight"] = kernel.unflatten(1, (p := math.isqrt(kernel.shape[1] // 3), p, 3)).permute(0, 3, 1, 2).contiguous()
+    if kernel.ndim == 2:
+        out["patch_embed.proj.weight"] = kernel.unflatten(
+            1, (p := math.isqrt(kernel.shape[1] // 3), p, 3)).permute(0, 3, 1, 2).contiguous()
     positions, P = positions.reshape(1, -1, positions.shape[-1]), num_prefix(out)
     out["pos_embed"] = F.pad(positions, (0, 0, P, 0)) if without_prefix(positions, P) else positions
     return out
@@ -88,69 +132,121 @@ def first_names(names, n: int = 5) -> str: return ", ".join(list(names)[:n]) or 
 
 # %% ../../nbs/parts/formats.ipynb #7ce6945a
 NO_ENCODER = {  # a name that only this file has -> what it is, and what to give instead
-    "queue_id": "the contrastive head of an MAE-CT training and no encoder; give the file '... encoder cp=last model.th' that lies beside it, or both to read_mae_ct of mimssl.parts.formats",
-    "layer.2.weight": "a linear probe of MAE-CT (BatchNorm and linear layer) and no encoder; give the encoder that it evaluates, such as maect_base16"}
+    "queue_id": (
+        "the contrastive head of an MAE-CT training and no encoder; give the file '... encoder "
+        "cp=last model.th' that lies beside it, or both to read_mae_ct of mimssl.parts.formats"
+    ),
+    "layer.2.weight": (
+        "a linear probe of MAE-CT (BatchNorm and linear layer) and no encoder; give the encoder "
+        "that it evaluates, such as maect_base16"
+    ),
+}
 
 def convert(
     checkpoint: dict,            # as the official code saved it, containers and all
-    part: str | None = None,     # prefix of another network in it, such as MOCA's student 'encoder.'; None: the evaluated one
+    # prefix of another network in it, such as MOCA's student 'encoder.'; None: the evaluated one
+    part: str | None = None,
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    "Format and timm state dict (float32, no head) of the encoder in a checkpoint. Raises `BadInput` for an unknown format."
+    """Format and timm state dict (float32, no head) of the encoder in a checkpoint.
+
+    Raises `BadInput` for an unknown format.
+    """
     tensors = unwrap(checkpoint)
     name = next((n for n, f in FORMATS.items() if f.sign in tensors), None)
-    alone = next((what for sign, what in NO_ENCODER.items() if sign in tensors), None) if name is None and part is None else None
+    alone = (next((what for sign, what in NO_ENCODER.items() if sign in tensors), None)
+             if name is None and part is None else None)
     if alone: raise BadInput(f"the checkpoint holds {alone}.")
-    if name is None and part is None: raise BadInput(f"the checkpoint's format is unknown; known are {', '.join(FORMATS)}, and its first names are {first_names(tensors)}. Give the encoder's prefix as `part` if it holds a ViT.")
+    if name is None and part is None:
+        raise BadInput(f"the checkpoint's format is unknown; known are {', '.join(FORMATS)}, and "
+                       f"its first names are {first_names(tensors)}. Give the encoder's prefix as "
+                       f"`part` if it holds a ViT.")
     part = FORMATS[name].part if part is None else part
     state = {n[len(part):]: x.float() for n, x in tensors.items() if n.startswith(part)}
-    if not state: raise BadInput(f"the checkpoint has no part '{part}'; its first names are {first_names(tensors)}.")
+    if not state:
+        raise BadInput(f"the checkpoint has no part '{part}'; its first names are "
+                       f"{first_names(tensors)}.")
     converted = as_timm(state)
-    if name in (None, "timm"): name = "mae_ct" if num_prefix(converted) and converted["pos_embed"].shape[1] > state["pos_embed"].shape[-2] else "timm"
+    if name in (None, "timm"):
+        name = ("mae_ct" if num_prefix(converted)
+                and converted["pos_embed"].shape[1] > state["pos_embed"].shape[-2] else "timm")
     return name, converted
 
 # %% ../../nbs/parts/formats.ipynb #e117ec1d
 def to_format(vit: VisionTransformer, format: str) -> dict:
-    "The state of `vit` as a checkpoint in a format of `FORMATS`. Raises `BadInput` for an unknown format, or an encoder that it cannot hold."
-    if format not in FORMATS: raise BadInput(f"format '{format}' is unknown; use one of {', '.join(FORMATS)}.")
+    """The state of `vit` as a checkpoint in a format of `FORMATS`.
+
+    Raises `BadInput` for an unknown format, or an encoder that it cannot hold.
+    """
+    if format not in FORMATS:
+        raise BadInput(f"format '{format}' is unknown; use one of {', '.join(FORMATS)}.")
     state = {n: x.detach().clone() for n, x in vit.state_dict().items()}
-    if format in ("mae_ct", "latent_mim") and (vit.num_prefix_tokens != 1 or vit.no_embed_class): raise BadInput(f"format '{format}' holds ViTs with one class token; this encoder has {vit.num_prefix_tokens} prefix tokens.")
+    if format in ("mae_ct", "latent_mim") and (vit.num_prefix_tokens != 1 or vit.no_embed_class):
+        raise BadInput(f"format '{format}' holds ViTs with one class token; this encoder has "
+                       f"{vit.num_prefix_tokens} prefix tokens.")
     if format == "mae_ct":
         state["cls_token"] += state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:].contiguous()
     if format == "latent_mim":
-        state["embed.proj.weight"] = state.pop("patch_embed.proj.weight").permute(0, 2, 3, 1).flatten(1).contiguous()
-        state["embed.proj.bias"], state["pos_embed.pos_embeds"] = state.pop("patch_embed.proj.bias"), state.pop("pos_embed")[0]
+        state["embed.proj.weight"] = state.pop("patch_embed.proj.weight").permute(
+            0, 2, 3, 1).flatten(1).contiguous()
+        state["embed.proj.bias"], state["pos_embed.pos_embeds"] = (
+            state.pop("patch_embed.proj.bias"), state.pop("pos_embed")[0])
     out = {FORMATS[format].prefix + n: x for n, x in state.items()}
     for container in reversed(FORMATS[format].wrap): out = {container: out}
     return out
 
 # %% ../../nbs/parts/formats.ipynb #8bcc0085
 def architecture_of(state: dict[str, torch.Tensor], num_heads: int | None = None) -> dict:
-    "timm's arguments for a timm state dict. Raises `BadInput` when the heads or the grid cannot be told."
-    kernel, D, prefix = state["patch_embed.proj.weight"], state["patch_embed.proj.weight"].shape[0], num_prefix(state)
-    patches, usual = state["pos_embed"].shape[1] - prefix, {dim: heads for dim, _, heads in SIZES.values()}
-    if not is_square(patches): raise BadInput(f"the checkpoint's {patches} patch positions are no square grid; load it into a timm model of its size instead.")
+    """timm's arguments for a timm state dict.
+
+    Raises `BadInput` when the heads or the grid cannot be told.
+    """
+    kernel, D, prefix = (state["patch_embed.proj.weight"],
+                         state["patch_embed.proj.weight"].shape[0], num_prefix(state))
+    patches, usual = (state["pos_embed"].shape[1] - prefix,
+                      {dim: heads for dim, _, heads in SIZES.values()})
+    if not is_square(patches):
+        raise BadInput(f"the checkpoint's {patches} patch positions are no square grid; load it "
+                       f"into a timm model of its size instead.")
     heads = num_heads or usual.get(D, D // 64)
-    if not heads or D % heads: raise BadInput(f"an encoder {D} wide has no usual number of heads{f', and {heads} does not divide it' if heads else ''}; give num_heads.")
+    if not heads or D % heads:
+        raise BadInput(f"an encoder {D} wide has no usual number of heads"
+                       f"{f', and {heads} does not divide it' if heads else ''}; give num_heads.")
     scale = state.get("blocks.0.ls1.gamma")
-    return dict(img_size=math.isqrt(patches) * kernel.shape[2], patch_size=kernel.shape[2], in_chans=kernel.shape[1], embed_dim=D, num_heads=heads,
-                depth=1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks.")), mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / D,
-                qkv_bias="blocks.0.attn.qkv.bias" in state, qk_norm="blocks.0.attn.q_norm.weight" in state, init_values=None if scale is None else 1.,
-                class_token="cls_token" in state, reg_tokens=prefix - ("cls_token" in state), pre_norm="norm_pre.weight" in state,
-                global_pool="token" if "cls_token" in state and "norm.weight" in state else "avg", fc_norm="fc_norm.weight" in state)
+    return dict(img_size=math.isqrt(patches) * kernel.shape[2], patch_size=kernel.shape[2],
+                in_chans=kernel.shape[1], embed_dim=D, num_heads=heads,
+                depth=1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks.")),
+                mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / D,
+                qkv_bias="blocks.0.attn.qkv.bias" in state,
+                qk_norm="blocks.0.attn.q_norm.weight" in state,
+                init_values=None if scale is None else 1., class_token="cls_token" in state,
+                reg_tokens=prefix - ("cls_token" in state), pre_norm="norm_pre.weight" in state,
+                global_pool="token" if "cls_token" in state and "norm.weight" in state else "avg",
+                fc_norm="fc_norm.weight" in state)
 
 def encoder_from(state: dict[str, torch.Tensor], num_heads: int | None = None) -> VisionTransformer:
-    "The ViT of a timm state dict, in eval mode; it shares the tensors. Raises `BadInput` naming the first tensors that do not fit."
-    with torch.device("meta"): vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), **architecture_of(state, num_heads))
+    """The ViT of a timm state dict, in eval mode; it shares the tensors.
+
+    Raises `BadInput` naming the first tensors that do not fit.
+    """
+    with torch.device("meta"):
+        vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                                **architecture_of(state, num_heads))
     own = vit.state_dict()
-    wrong = [n for n in own if n not in state or own[n].shape != state[n].shape] + [n for n in state if n not in own]
-    if wrong: raise BadInput(f"the checkpoint is no plain ViT: {len(wrong)} tensors are missing, left over or of another shape, first {first_names(wrong, 3)}.")
+    wrong = [n for n in own if n not in state
+             or own[n].shape != state[n].shape] + [n for n in state if n not in own]
+    if wrong:
+        raise BadInput(f"the checkpoint is no plain ViT: {len(wrong)} tensors are missing, left "
+                       f"over or of another shape, first {first_names(wrong, 3)}.")
     vit.load_state_dict(state, assign=True)
     return vit.eval()
 
 # %% ../../nbs/parts/formats.ipynb #4aff8bab
 class Dropped:
-    "Stands for an object of a checkpoint that is no tensor. Nothing of the object's own code is imported or run."
+    """Stands for an object of a checkpoint that is no tensor.
+
+    Nothing of the object's own code is imported or run.
+    """
     def __init__(self, *args, **kwargs): pass
     def __setstate__(self, state): pass
 
@@ -159,39 +255,60 @@ def full_names(allow) -> list[str]:
     return [c if isinstance(c, str) else f"{c.__module__}.{c.__qualname__}" for c in allow]
 
 def load_torch(path: Path, dropped=()):
-    "A file of `torch.save` on the CPU, as tensors and plain values; objects of the classes named in `dropped` become `Dropped`."
-    with torch.serialization.safe_globals([(Dropped, name) for name in dropped]): return torch.load(path, map_location="cpu", weights_only=True)
+    """A file of `torch.save` on the CPU, as tensors and plain values; objects of the classes named
+    in `dropped` become `Dropped`.
+    """
+    with torch.serialization.safe_globals([(Dropped, name) for name in dropped]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 def read_checkpoint(path, allow=()) -> tuple[dict, dict]:
-    "Checkpoint and metadata of a file, on the CPU; `allow`: classes, or their full names, whose objects are dropped. Raises `BadInput` for a missing or damaged file, and for other objects than tensors."
+    """Checkpoint and metadata of a file, on the CPU; `allow`: classes, or their full names, whose
+    objects are dropped.
+
+    Raises `BadInput` for a missing or damaged file, and for other objects than tensors.
+    """
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: no such file of weights; check the path, or train an encoder with `python -m mimssl pretrain`.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file of weights; check the path, or train an encoder with "
+                       f"`python -m mimssl pretrain`.")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+            with safe_open(path, "pt") as f:
+                return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         return load_torch(path, full_names(allow)), {}
     except Exception as e: problem = str(e)
     raise BadInput(f"{path}: {refusal(path, problem, full_names(allow))}")
 
 # %% ../../nbs/parts/formats.ipynb #9d0b9de4
-COMMANDS = ("os.", "posix.", "nt.", "sys.", "subprocess.", "shutil.", "runpy.", "importlib.", "socket.", "ctypes.",
-            "builtins.eval", "builtins.exec", "builtins.__import__", "__builtin__.eval", "__builtin__.exec", "__builtin__.__import__")   # no data needs these
-AT_HOME = "save its tensors where its code is at home, with torch.save(model.state_dict(), 'weights.pth'), and load that"
+COMMANDS = ("os.", "posix.", "nt.", "sys.", "subprocess.", "shutil.", "runpy.", "importlib.",
+            "socket.", "ctypes.", "builtins.eval", "builtins.exec", "builtins.__import__",
+            "__builtin__.eval", "__builtin__.exec", "__builtin__.__import__")  # no data needs these
+AT_HOME = ("save its tensors where its code is at home, with torch.save(model.state_dict(), "
+           "'weights.pth'), and load that")
 
 def refusal(path: Path, problem: str, dropped: list[str]) -> str:
     "Why torch could not read a file, from its error message `problem`, and what to do."
     first = re.search(r"GLOBAL ([\w.]+)", problem)
-    if "Dropped" in problem: return f"holds its tensors inside of objects ({', '.join(dropped[:3])}), and nothing is unpickled here; {AT_HOME}."
-    if not first: return "not a readable checkpoint; it may be truncated, or no file of torch or safetensors."
+    if "Dropped" in problem:
+        return (f"holds its tensors inside of objects ({', '.join(dropped[:3])}), and nothing is "
+                f"unpickled here; {AT_HOME}.")
+    if not first:
+        return "not a readable checkpoint; it may be truncated, or no file of torch or safetensors."
     try: others = sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(path)} - {*dropped})
-    except Exception: others = [first[1]]                                                    # torch's old format tells the first one only
+    except Exception: others = [first[1]]  # torch's old format tells the first one only
     commands = [name for name in others if name.startswith(COMMANDS)]
-    if commands: return f"names {commands[0]}, which is a command and no data; whoever unpickles the file runs it, so delete it and get the weights from a source that you trust."
-    if is_whole(path, dropped + others): return f"is a whole network, pickled with its classes ({', '.join(others[:3])}), and nothing is unpickled here; {AT_HOME}."
+    if commands:
+        return (f"names {commands[0]}, which is a command and no data; whoever unpickles the file "
+                f"runs it, so delete it and get the weights from a source that you trust.")
+    if is_whole(path, dropped + others):
+        return (f"is a whole network, pickled with its classes ({', '.join(others[:3])}), and "
+                f"nothing is unpickled here; {AT_HOME}.")
     needed = dropped + others
     allow = "" if needed == ["argparse.Namespace"] else f", allow={needed}"
-    return (f"holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} beside its tensors, and nothing is unpickled here; take its tensors out once with "
-            f"python -c \"from mimssl.parts.formats import keep_tensors; keep_tensors('{path}', '{path.with_suffix('.safetensors')}'{allow})\", and load what that wrote.")
+    return (f"holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} beside "
+            f"its tensors, and nothing is unpickled here; take its tensors out once with "
+            f"python -c \"from mimssl.parts.formats import keep_tensors; keep_tensors('{path}', "
+            f"'{path.with_suffix('.safetensors')}'{allow})\", and load what that wrote.")
 
 def is_whole(path: Path, names: list[str]) -> bool:
     "Is nothing left of the checkpoint when all its objects are dropped?"
@@ -201,99 +318,167 @@ def is_whole(path: Path, names: list[str]) -> bool:
 
 # %% ../../nbs/parts/formats.ipynb #78816fa9
 def keep_tensors(source, target, allow=(argparse.Namespace,)) -> Path:
-    "Write the tensors of the checkpoint `source` as safetensors to `target`; objects of the classes (or full names) `allow` are dropped. Raises `BadInput` for other classes, and for a target that is the source or no .safetensors."
+    """Write the tensors of the checkpoint `source` as safetensors to `target`; objects of the
+    classes (or full names) `allow` are dropped.
+
+    Raises `BadInput` for other classes, and for a target that is the source or no .safetensors.
+    """
     source, target = Path(source), Path(target)
-    if target.suffix != ".safetensors": raise BadInput(f"target '{target}' would hold safetensors under another name; call it {target.with_suffix('.safetensors').name}.")
-    if target.resolve() == source.resolve(): raise BadInput(f"'{source}' is source and target and would be overwritten; name another target.")
+    if target.suffix != ".safetensors":
+        raise BadInput(f"target '{target}' would hold safetensors under another name; call it "
+                       f"{target.with_suffix('.safetensors').name}.")
+    if target.resolve() == source.resolve():
+        raise BadInput(f"'{source}' is source and target and would be overwritten; name another "
+                       f"target.")
     found, meta = read_checkpoint(source, allow)
     tensors = unwrap(found) if isinstance(found, dict) else {}
-    if not tensors: raise BadInput(f"{source}: holds no tensors outside of its objects, and nothing is unpickled here; {AT_HOME}.")
+    if not tensors:
+        raise BadInput(f"{source}: holds no tensors outside of its objects, and nothing is "
+                       f"unpickled here; {AT_HOME}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
-    save_file({n: x.detach().clone().contiguous() for n, x in tensors.items()}, partial, meta or None)
+    save_file({n: x.detach().clone().contiguous() for n, x in tensors.items()}, partial,
+              meta or None)
     os.replace(partial, target)
     return target
 
 # %% ../../nbs/parts/formats.ipynb #b8fe41b2
-_FB, _JKU, _IBOT = "https://dl.fbaipublicfiles.com/", "https://ml.jku.at/research/maect/download/", "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/"
+_FB, _JKU, _IBOT = ("https://dl.fbaipublicfiles.com/", "https://ml.jku.at/research/maect/download/",
+                    "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/")
 _MOCA = "https://github.com/valeoai/MOCA/releases/download/v1.0.0/moca_vitb16_200epochs_"
 
 RELEASES = {  # name -> (address, first digits of its MD5 sum where published)
-    **{f"mae_vit_{s}": (f"{_FB}mae/pretrain/mae_pretrain_vit_{s}.pth", md5) for s, md5 in (("base", "8cad7c"), ("large", "b8b06e"), ("huge", "9bdbb0"))},
-    **{f"mae_finetuned_vit_{s}": (f"{_FB}mae/finetune/mae_finetuned_vit_{s}.pth", md5) for s, md5 in (("base", "1b25e9"), ("large", "51f550"), ("huge", "2541f2"))},
-    **{f"{m}_{s}": (f"{_JKU}{m}_{s}.th", "") for m in ("mae_reimpl", "maect", "maectaug") for s in ("base16", "large16", "huge16", "huge14")},
-    "latent_mim_vit_base": ("https://drive.google.com/file/d/115fSOVNjprJVGEAzgIUzmMYBEdg6iL31", ""),   # behind a page: fetched by hand
-    "moca_vit_base": (f"{_MOCA}mom994_wd05to20_v1p0.pth", ""), "moca_vit_base_v0p9": (f"{_MOCA}mom99_wd05_v0p9.pth", ""),
-    **{f"dino_{n}": (f"{_FB}dino/dino_{n}_pretrain/dino_{n}_pretrain.pth", "") for n in ("deitsmall16", "deitsmall8", "vitbase16", "vitbase8")},
-    **{f"ibot_{n}": (f"{_IBOT}{n}/checkpoint_teacher.pth", "") for n in ("vits_16", "vitb_16", "vitl_16")},
-    **{f"mocov3_vit_{s}": (f"{_FB}moco-v3/vit-{s[0]}-300ep/vit-{s[0]}-300ep.pth.tar", "") for s in ("small", "base")}}
+    **{
+        f"mae_vit_{s}": (f"{_FB}mae/pretrain/mae_pretrain_vit_{s}.pth", md5)
+        for s, md5 in (("base", "8cad7c"), ("large", "b8b06e"), ("huge", "9bdbb0"))
+    },
+    **{
+        f"mae_finetuned_vit_{s}": (f"{_FB}mae/finetune/mae_finetuned_vit_{s}.pth", md5)
+        for s, md5 in (("base", "1b25e9"), ("large", "51f550"), ("huge", "2541f2"))
+    },
+    **{
+        f"{m}_{s}": (f"{_JKU}{m}_{s}.th", "")
+        for m in ("mae_reimpl", "maect", "maectaug")
+        for s in ("base16", "large16", "huge16", "huge14")
+    },
+    "latent_mim_vit_base": (
+        "https://drive.google.com/file/d/115fSOVNjprJVGEAzgIUzmMYBEdg6iL31",
+        "",
+    ),  # behind a page: fetched by hand
+    "moca_vit_base": (f"{_MOCA}mom994_wd05to20_v1p0.pth", ""),
+    "moca_vit_base_v0p9": (f"{_MOCA}mom99_wd05_v0p9.pth", ""),
+    **{
+        f"dino_{n}": (f"{_FB}dino/dino_{n}_pretrain/dino_{n}_pretrain.pth", "")
+        for n in ("deitsmall16", "deitsmall8", "vitbase16", "vitbase8")
+    },
+    **{
+        f"ibot_{n}": (f"{_IBOT}{n}/checkpoint_teacher.pth", "")
+        for n in ("vits_16", "vitb_16", "vitl_16")
+    },
+    **{
+        f"mocov3_vit_{s}": (f"{_FB}moco-v3/vit-{s[0]}-300ep/vit-{s[0]}-300ep.pth.tar", "")
+        for s in ("small", "base")
+    },
+}
 
 def fetch(name: str) -> Path:
-    "The file of the release `name`, fetched if it is not there yet; what `keep_tensors` wrote beside it counts before it. Raises `BadInput` without a network, or when its MD5 sum is not the published one."
+    """The file of the release `name`, fetched if it is not there yet; what `keep_tensors` wrote
+    beside it counts before it.
+
+    Raises `BadInput` without a network, or when its MD5 sum is not the published one.
+    """
     url, md5 = RELEASES[name]
     path = settings().local / "releases" / f"{name}{Path(url).suffix or '.pth'}"
     kept = path.with_name(f"{name}.safetensors")
-    if kept != path and kept.is_file(): return kept                                          # its tensors, taken out
+    if kept != path and kept.is_file(): return kept  # its tensors, taken out
     by_hand = f"fetch {url} elsewhere and put it at {path}"
     if not path.is_file():
-        if "drive.google" in url: raise BadInput(f"release '{name}' lies behind a web page; {by_hand}.")
+        if "drive.google" in url:
+            raise BadInput(f"release '{name}' lies behind a web page; {by_hand}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try: torch.hub.download_url_to_file(url, str(path))                                 # to a temporary name first
-        except (OSError, RuntimeError) as e: raise BadInput(f"release '{name}' cannot be fetched ({e}); {by_hand}.") from None
+        try: torch.hub.download_url_to_file(url, str(path))  # to a temporary name first
+        except (OSError, RuntimeError) as e:
+            raise BadInput(f"release '{name}' cannot be fetched ({e}); {by_hand}.") from None
     with path.open("rb") as f: digest = hashlib.file_digest(f, "md5").hexdigest()
-    if not digest.startswith(md5): raise BadInput(f"{path}: its MD5 sum {digest[:6]} is not {md5}, as published; delete it and try again.")
+    if not digest.startswith(md5):
+        raise BadInput(f"{path}: its MD5 sum {digest[:6]} is not {md5}, as published; delete it "
+                       f"and try again.")
     return path
 
 # %% ../../nbs/parts/formats.ipynb #92c538c5
-EVALUATED = {"moca": ("teacher.",), "dino": ("teacher.encoder.",), "ibot": ("teacher.encoder.",), "mmc": ("teacher.encoder.",), "mae_ct": ("ema_encoder.", "encoder.")}   # others: 'encoder.'
+# others: 'encoder.'
+EVALUATED = {"moca": ("teacher.",), "dino": ("teacher.encoder.",), "ibot": ("teacher.encoder.",),
+             "mmc": ("teacher.encoder.",), "mae_ct": ("ema_encoder.", "encoder.")}
 
-def load_file(path: Path, num_heads: int | None = None, part: str | None = None) -> VisionTransformer:
+def load_file(path: Path, num_heads: int | None = None,
+              part: str | None = None) -> VisionTransformer:
     "The encoder in a file of any format."
     checkpoint, meta = read_checkpoint(path)
     if "architecture" in meta: return load_encoder(path)
-    if "about" in meta:                                                                      # method.safetensors
+    if "about" in meta:  # method.safetensors
         about = json.loads(meta["about"])
         num_heads = num_heads or about["encoder"]["num_heads"]
         parts = EVALUATED.get(about["method"], ("encoder.",)) if part is None else (part,)
         part = next((p for p in parts if f"{p}blocks.0.norm1.weight" in checkpoint), parts[0])
     try:
         name, state = convert(checkpoint, part)
-        return encoder_from(state, num_heads or FORMATS[name].num_heads.get(state["pos_embed"].shape[2]))
+        return encoder_from(state,
+                            num_heads or FORMATS[name].num_heads.get(state["pos_embed"].shape[2]))
     except BadInput as e: raise BadInput(f"{path}: {e}") from None
 
 # %% ../../nbs/parts/formats.ipynb #bf6659a8
-def load_timm(name: str, pretrained: bool = True, image_size: int | None = None) -> VisionTransformer:
-    "A ViT of timm without head, in eval mode; with published weights it carries their pixel statistics as `pixel_stats`. Raises `BadInput` for another kind of model, or when weights cannot be fetched."
-    try: vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **({"img_size": image_size} if image_size else {}))
+def load_timm(name: str, pretrained: bool = True,
+              image_size: int | None = None) -> VisionTransformer:
+    """A ViT of timm without head, in eval mode; with published weights it carries their pixel
+    statistics as `pixel_stats`.
+
+    Raises `BadInput` for another kind of model, or when weights cannot be fetched.
+    """
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0,
+                                **({"img_size": image_size} if image_size else {}))
     except (RuntimeError, OSError, TypeError, ValueError) as e:
-        raise BadInput(f"model '{name}' cannot be made ({str(e).splitlines()[0]}); check its weights and the network, or take it untrained.") from None
-    if not isinstance(vit, VisionTransformer): raise BadInput(f"model '{name}' is a {type(vit).__name__}, not a VisionTransformer; choose a vit_* model.")
-    if pretrained: vit.pixel_stats = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+        raise BadInput(f"model '{name}' cannot be made ({str(e).splitlines()[0]}); check its "
+                       f"weights and the network, or take it untrained.") from None
+    if not isinstance(vit, VisionTransformer):
+        raise BadInput(f"model '{name}' is a {type(vit).__name__}, not a VisionTransformer; choose "
+                       f"a vit_* model.")
+    if pretrained:
+        vit.pixel_stats = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
     return vit.eval()
 
 def kind_of(name_or_path) -> str | None:
-    "What `load` takes the argument for: a 'file' (or folder), a 'release' or a 'timm' model; None if it is none of them."
+    """What `load` takes the argument for: a 'file' (or folder), a 'release' or a 'timm' model; None
+    if it is none of them.
+    """
     path, name = Path(name_or_path), str(name_or_path)
     if path.exists() or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".tar"): return "file"
     if timm.is_model(name.split(".")[0]): return "timm"
     return "release" if name in RELEASES else None
 
 def load(
-    name_or_path,                     # a file, a run's output folder, a name in `RELEASES`, or a timm model
-    pretrained: bool = True,          # of a timm model: fetch its published weights
+    name_or_path,             # a file, a run's output folder, a name in `RELEASES`, or a timm model
+    pretrained: bool = True,  # of a timm model: fetch its published weights
     image_size: int | None = None,    # pixels; None: the model's own
     num_heads: int | None = None,     # of a checkpoint whose width has no usual number of heads
-    part: str | None = None,          # prefix of another network in a checkpoint; None: the evaluated one
+    part: str | None = None,  # prefix of another network in a checkpoint; None: the evaluated one
 ) -> VisionTransformer:
-    "Any encoder as a timm ViT without head, on the CPU, in eval mode. Raises `BadInput` for what is none."
+    """Any encoder as a timm ViT without head, on the CPU, in eval mode.
+
+    Raises `BadInput` for what is none.
+    """
     name, kind = str(name_or_path), kind_of(name_or_path)
     if kind == "timm": return load_timm(name, pretrained, image_size)
     if kind is None:
         near = difflib.get_close_matches(name, list(RELEASES), 1)
-        raise BadInput(f"'{name}' is neither a file, nor a release{f' (did you mean {near[0]}?)' if near else ''}, nor a timm model; give the path of an encoder.safetensors, a name in mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
+        raise BadInput(f"'{name}' is neither a file, nor a release"
+                       f"{f' (did you mean {near[0]}?)' if near else ''}, nor a timm model; give "
+                       f"the path of an encoder.safetensors, a name in "
+                       f"mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
     path = fetch(name) if kind == "release" else Path(name_or_path)
     vit = load_file(path / "encoder.safetensors" if path.is_dir() else path, num_heads, part)
-    return vit if image_size in (None, vit.patch_embed.img_size[0]) else resize_positions(vit, image_size)
+    return (vit if image_size in (None, vit.patch_embed.img_size[0])
+            else resize_positions(vit, image_size))
 
 # %% ../../nbs/parts/formats.ipynb #5908eb07
 def encoder_digest(vit: VisionTransformer) -> str:
@@ -309,13 +494,21 @@ def read_mae_ct(
     method: nn.Module,           # a `MAECT` with the head 'nnclr'
     encoder,                     # file of the encoder: '... encoder cp=last model.th', or a release
     head,                        # file of the head: '... head.nnclr cp=last model.th'
-    average=None,                # stage 3: file of the averaged encoder, '... ema=0.9999 model.th'; None: it starts at `encoder`
+    # stage 3: file of the averaged encoder, '... ema=0.9999 model.th'; None: it starts at `encoder`
+    average=None,
 ) -> nn.Module:                  # `method`
-    "Fill a method from the training checkpoints of the MAE-CT code. Raises `BadInput` naming the file and the first tensor that does not fit."
+    """Fill a method from the training checkpoints of the MAE-CT code.
+
+    Raises `BadInput` naming the file and the first tensor that does not fit.
+    """
     stage3, own = hasattr(method, "ema_encoder"), method.state_dict()
-    if average is not None and not stage3: raise BadInput(f"{average}: only stage 'tune' has an averaged encoder; leave it out, or choose that stage.")
+    if average is not None and not stage3:
+        raise BadInput(f"{average}: only stage 'tune' has an averaged encoder; leave it out, or "
+                       f"choose that stage.")
     tensors = unwrap(read_checkpoint(head)[0])
-    if "queue_id" not in tensors: raise BadInput(f"{head}: is no contrastive head of MAE-CT; give the file '... head.nnclr cp=last model.th'.")
+    if "queue_id" not in tensors:
+        raise BadInput(f"{head}: is no contrastive head of MAE-CT; give the file '... head.nnclr "
+                       f"cp=last model.th'.")
     if "head.target_projector.0.weight" in own and "target_projector.0.weight" not in tensors:
         tensors |= {f"target_{n}": x for n, x in tensors.items() if n.startswith("projector.")}
     vit_of = lambda file: load(file, num_heads=method.encoder.blocks[0].attn.num_heads).state_dict()
@@ -323,18 +516,31 @@ def read_mae_ct(
     if stage3: parts += [("ema_encoder.", average or encoder, vit_of(average or encoder))]
     for prefix, file, found in parts:
         expected = {n[len(prefix):]: x.shape for n, x in own.items() if n.startswith(prefix)}
-        wrong = [n for n in {**expected, **found} if n not in expected or n not in found or expected[n] != found[n].shape]
-        if wrong: raise BadInput(f"{file}: does not fit the method; '{wrong[0]}' and {len(wrong) - 1} more are missing, left over or of another shape; check the encoder, the stage and the head's sizes.")
+        wrong = [n for n in {**expected, **found} if n not in expected or n not in found
+                 or expected[n] != found[n].shape]
+        if wrong:
+            raise BadInput(f"{file}: does not fit the method; '{wrong[0]}' and {len(wrong) - 1} "
+                           f"more are missing, left over or of another shape; check the encoder, "
+                           f"the stage and the head's sizes.")
     method.load_state_dict({prefix + n: x for prefix, _, found in parts for n, x in found.items()})
     return method
 
 def write_mae_ct(method: nn.Module, folder) -> list[Path]:
-    "The state of a `MAECT` as training checkpoints of the MAE-CT code in `folder`; returns the files. Raises `BadInput` for another head than NNCLR's."
-    if not hasattr(method.head, "queue_id"): raise BadInput(f"the head '{type(method.head).__name__}' is not in the MAE-CT code; only 'nnclr' can be written.")
+    """The state of a `MAECT` as training checkpoints of the MAE-CT code in `folder`; returns the
+    files.
+
+    Raises `BadInput` for another head than NNCLR's.
+    """
+    if not hasattr(method.head, "queue_id"):
+        raise BadInput(f"the head '{type(method.head).__name__}' is not in the MAE-CT code; only "
+                       f"'nnclr' can be written.")
     folder, name = Path(folder), "mae_contheads_vit"
     files = {f"{name}.encoder cp=last model.th": to_format(method.encoder, "mae_ct"),
-             f"{name}.head.nnclr cp=last model.th": {"state_dict": {n: x.detach().clone() for n, x in method.head.state_dict().items()}}}
-    if hasattr(method, "ema_encoder"): files[f"{name}.encoder cp=last ema={method.options.encoder_momentum} model.th"] = to_format(method.ema_encoder, "mae_ct")["state_dict"]
+             f"{name}.head.nnclr cp=last model.th": {"state_dict": {
+                 n: x.detach().clone() for n, x in method.head.state_dict().items()}}}
+    if hasattr(method, "ema_encoder"):
+        files[f"{name}.encoder cp=last ema={method.options.encoder_momentum} "
+              f"model.th"] = to_format(method.ema_encoder, "mae_ct")["state_dict"]
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items(): torch.save(content, folder / file)
     return [folder / file for file in files]

@@ -13,18 +13,25 @@ from ..data.settings import BadInput
 def num_visible(L: int, mask_ratio: float) -> int:
     "Number of visible patches of `L`. Raises `BadInput` unless at least one is visible."
     n = int(L * (1 - mask_ratio))
-    if not 0 <= mask_ratio < 1: raise BadInput(f"mask_ratio is {mask_ratio}; give a share of masked patches in [0, 1).")
-    if n < 1: raise BadInput(f"mask_ratio {mask_ratio} leaves none of {L} patches visible; lower it or use smaller patches.")
+    if not 0 <= mask_ratio < 1:
+        raise BadInput(f"mask_ratio is {mask_ratio}; give a share of masked patches in [0, 1).")
+    if n < 1:
+        raise BadInput(f"mask_ratio {mask_ratio} leaves none of {L} patches visible; lower it or "
+                       f"use smaller patches.")
     return n
 
 # %% ../../nbs/parts/masking.ipynb #6dd3bee3
 def split_patches(noise: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "The `n` patches with the smallest noise and the others: (B, L) -> `keep` (B, n), `masked` (B, L-n), int64."
+    """The `n` patches with the smallest noise and the others: (B, L) -> `keep` (B, n), `masked` (B,
+    L-n), int64.
+    """
     order = noise.argsort(dim=1)
     return order[:, :n], order[:, n:]
 
 def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
-    "Mask a share of the patches: uniform `noise` (B, L) -> `keep` (B, n), `masked` (B, L-n), int64 (2111.06377, §3)."
+    """Mask a share of the patches: uniform `noise` (B, L) -> `keep` (B, n), `masked` (B, L-n),
+    int64 (2111.06377, §3).
+    """
     return split_patches(noise, num_visible(noise.shape[1], mask_ratio))
 
 # %% ../../nbs/parts/masking.ipynb #bcdc680c

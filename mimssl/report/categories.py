@@ -14,19 +14,29 @@ from .tables import Cell, Table
 
 # %% ../../nbs/report/categories.ipynb #51a28b58
 def similarity_panels(records: list[dict], columns: int = 4):
-    "A panel for each method with its distributions of cosines. Returns the figure. Raises `BadInput` without records of similarity/overlap."
-    found, areas = series(scores_of(records, "similarity", "overlap")), select(records, evaluation="similarity", metric="auroc")
+    """A panel for each method with its distributions of cosines.
+
+    Returns the figure. Raises `BadInput` without records of similarity/overlap.
+    """
+    found, areas = (series(scores_of(records, "similarity", "overlap")),
+                    select(records, evaluation="similarity", metric="auroc"))
     columns = min(columns, len(found))
     rows = -(-len(found) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(PAGE * columns / 4, 1.4 * rows + .3), sharex=True, squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(PAGE * columns / 4, 1.4 * rows + .3),
+                             sharex=True, squeeze=False)
     for ax, ((method, note), same) in zip(axes.flat, found.items()):
-        for key, label, colour in (("chosen_intra", "same object", "C0"), ("chosen_inter", "other objects", "C1")):
+        for key, label, colour in (("chosen_intra", "same object", "C0"),
+                                   ("chosen_inter", "other objects", "C1")):
             shares = np.mean([record["protocol"][key] for record in same], 0)
             edges = np.linspace(-1, 1, len(shares) + 1)
             ax.stairs(shares, edges, fill=True, alpha=.45, color=colour, label=label)
             ax.stairs(shares, edges, color=colour, lw=.8)
-        area = summarise(record["value"] for record in select(areas, run=[record["run"] for record in same], dataset=[record["dataset"] for record in same]))
-        ax.set_title(f"{label_of(method, note)}\n" + (f"AUROC {area.mean:.2f}, " if area else "") + f"overlap {summarise(per_seed(same).values()).mean:.2f}", fontsize=7, loc="left")
+        area = summarise(record["value"]
+                         for record in select(areas, run=[record["run"] for record in same],
+                                              dataset=[record["dataset"] for record in same]))
+        ax.set_title(f"{label_of(method, note)}\n" + (f"AUROC {area.mean:.2f}, " if area else "")
+                     + f"overlap {summarise(per_seed(same).values()).mean:.2f}", fontsize=7,
+                     loc="left")
         ax.tick_params(labelleft=False)
     for ax in axes.flat[len(found):]: ax.axis("off")
     for ax in axes.flat[max(0, len(found) - columns):len(found)]: ax.tick_params(labelbottom=True)
@@ -37,18 +47,27 @@ def similarity_panels(records: list[dict], columns: int = 4):
 SCAN = (0., .3)   # thresholds that MMC tries
 
 def prompt_curves(records: list[dict]) -> dict[tuple, tuple]:
-    "(method, note, centred) -> thresholds (T,) and mIoU in percent (T,), the mean over seeds. Raises `BadInput` without records of prompt_segmentation/miou_paper."
+    """(method, note, centred) -> thresholds (T,) and mIoU in percent (T,), the mean over seeds.
+
+    Raises `BadInput` without records of prompt_segmentation/miou_paper.
+    """
     found = scores_of(records, "prompt_segmentation", "miou_paper")
-    return {(method, note, centre): (np.array(same[0]["protocol"]["thresholds"]), np.mean([record["protocol"]["chosen_curve"] for record in same], 0))
-            for centre in (False, True) for (method, note), same in series(select(found, centre=centre)).items()}
+    return {(method, note, centre): (np.array(same[0]["protocol"]["thresholds"]), np.mean(
+        [record["protocol"]["chosen_curve"] for record in same], 0)) for centre in (False, True)
+            for (method, note), same in series(select(found, centre=centre)).items()}
 
 def threshold_curves(records: list[dict]):
-    "mIoU over the threshold, tokens as they are and centred; a marker at each optimum, `SCAN` shaded. Returns the figure."
+    """mIoU over the threshold, tokens as they are and centred; a marker at each optimum, `SCAN`
+    shaded.
+
+    Returns the figure.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5), sharey=True)
     for (method, note, centre), (T, miou) in prompt_curves(records).items():
         ax, colour = axes[int(centre)], COLOURS.get(method, "#444444")
         [line] = ax.plot(T, miou, color=colour, label=label_of(method, note))
-        ax.plot(T[miou.argmax()], miou.max(), color=line.get_color(), marker=MARKERS.get(method, "o"), ms=5)
+        ax.plot(T[miou.argmax()], miou.max(), color=line.get_color(),
+                marker=MARKERS.get(method, "o"), ms=5)
     for ax, title in zip(axes, ("tokens as they are", "minus the image's mean token")):
         ax.axvspan(*SCAN, color="#F0F0F0", zorder=0)
         ax.set_title(title, loc="left"); ax.set_xlabel("threshold T")
@@ -59,38 +78,58 @@ def threshold_curves(records: list[dict]):
 
 # %% ../../nbs/report/categories.ipynb #094ab201
 def threshold_table(records: list[dict]) -> Table:
-    """For each method and form of the tokens: best threshold and mIoU over all thresholds, and within `SCAN`; chosen on the test images, as the paper does.
-    An optimum at the last threshold is marked with ≥: the true one may lie beyond."""
-    table = Table(["method", "tokens", "best T", "mIoU (%)", f"best T in\n{SCAN[0]:g} to {SCAN[1]:g}", "mIoU (%)"], [], left=(0, 1))
+    """For each method and form of the tokens: best threshold and mIoU over all thresholds, and
+    within `SCAN`; chosen on the test images, as the paper does. An optimum at the last threshold is
+    marked with ≥: the true one may lie beyond.
+    """
+    table = Table(["method", "tokens", "best T", "mIoU (%)",
+                   f"best T in\n{SCAN[0]:g} to {SCAN[1]:g}", "mIoU (%)"], [], left=(0, 1))
     for (method, note, centre), (T, miou) in prompt_curves(records).items():
         inside = (T >= SCAN[0]) & (T <= SCAN[1])
         best, near = miou.argmax(), np.where(inside, miou, -1).argmax()
-        cells = [label_of(method, note), "centred" if centre else "as they are", ("≥ " if best == len(T) - 1 else "") + f"{T[best]:.2f}", f"{miou[best]:.1f}", f"{T[near]:.2f}", f"{miou[near]:.1f}"]
+        cells = [label_of(method, note), "centred" if centre else "as they are",
+                 ("≥ " if best == len(T) - 1 else "") + f"{T[best]:.2f}", f"{miou[best]:.1f}",
+                 f"{T[near]:.2f}", f"{miou[near]:.1f}"]
         table.rows.append([*map(Cell, cells)])
     return table
 
 def optima_inside(records: list[dict]) -> str:
-    "A sentence: for how many methods the best of all thresholds lies within `SCAN`, raw and centred."
+    """A sentence: for how many methods the best of all thresholds lies within `SCAN`, raw and
+    centred.
+    """
     found = prompt_curves(records)
-    inside = {centre: [bool(SCAN[0] <= T[miou.argmax()] <= SCAN[1]) for (_, _, c), (T, miou) in found.items() if c == centre] for centre in (False, True)}
-    return "; ".join(f"{words}, the best threshold lies between {SCAN[0]:g} and {SCAN[1]:g} for {sum(x)} of {len(x)} methods"
-                     for words, x in (("Tokens as they are", inside[False]), ("minus the mean token", inside[True])) if x) + "."
+    inside = {centre: [bool(SCAN[0] <= T[miou.argmax()] <= SCAN[1])
+                       for (_, _, c), (T, miou) in found.items() if c == centre]
+              for centre in (False, True)}
+    return "; ".join(f"{words}, the best threshold lies between {SCAN[0]:g} and {SCAN[1]:g} for "
+                     f"{sum(x)} of {len(x)} methods"
+                     for words, x in (("Tokens as they are", inside[False]),
+                                      ("minus the mean token", inside[True])) if x) + "."
 
 # %% ../../nbs/report/categories.ipynb #1eab995d
-def category_chart(records: list[dict], evaluation: str = "prompt_segmentation", metric: str = "miou_category", most: int = 12):
-    "A row for each of the `most` frequent categories, a marker for each method (mean over seeds). Returns the figure. Raises `BadInput` without such records."
-    found = {key: _by_category(same) for key, same in series(scores_of(records, evaluation, metric)).items()}
+def category_chart(records: list[dict], evaluation: str = "prompt_segmentation",
+                   metric: str = "miou_category", most: int = 12):
+    """A row for each of the `most` frequent categories, a marker for each method (mean over seeds).
+
+    Returns the figure. Raises `BadInput` without such records.
+    """
+    found = {key: _by_category(same)
+             for key, same in series(scores_of(records, evaluation, metric)).items()}
     counts = {name: n for values in found.values() for name, (_, n) in values.items()}
     names = sorted(counts, key=counts.get, reverse=True)[:most]
     fig, ax = plt.subplots(figsize=(PAGE * .7, .2 * len(names) + .7))
     for (method, note), values in found.items():
         at = [i for i, name in enumerate(names) if name in values]
-        ax.plot([values[names[i]][0] for i in at], at, ls="", marker=MARKERS.get(method, "o"), ms=4.5, color=COLOURS.get(method, "#444444"), label=label_of(method, note))
-    ax.set_yticks(range(len(names)), [f"{name} ({counts[name]})" for name in names]); ax.invert_yaxis()
-    ax.set_xlabel(score_name(evaluation, metric).replace(", mean over classes", "")); fig.legend(loc="outside right center")
+        ax.plot([values[names[i]][0] for i in at], at, ls="", marker=MARKERS.get(method, "o"),
+                ms=4.5, color=COLOURS.get(method, "#444444"), label=label_of(method, note))
+    ax.set_yticks(range(len(names)), [f"{name} ({counts[name]})" for name in names])
+    ax.invert_yaxis()
+    ax.set_xlabel(score_name(evaluation, metric).replace(", mean over classes", ""))
+    fig.legend(loc="outside right center")
     return fig
 
 def _by_category(records: list[dict]) -> dict[str, tuple[float, int]]:
     "Category -> its value, the mean over runs, and its number of objects."
     rows = [row for record in records for row in record["protocol"].get("chosen_categories", ())]
-    return {name: (float(np.mean([v for other, v, _ in rows if other == name])), n) for name, _, n in rows}
+    return {name: (float(np.mean([v for other, v, _ in rows if other == name])), n)
+            for name, _, n in rows}

@@ -14,7 +14,9 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/report/groups.ipynb #c975c73c
 def value_of(record: dict, key: str):
-    "A field of `record`, an option of its protocol, 'recipe_name' (the run without its seed) or 'score' (evaluation/metric)."
+    """A field of `record`, an option of its protocol, 'recipe_name' (the run without its seed) or
+    'score' (evaluation/metric).
+    """
     if key == "recipe_name": return record["run"].removesuffix(f"-s{record['seed']}")
     if key == "score": return f"{record['evaluation']}/{record['metric']}"
     return record[key] if key in record else record["protocol"].get(key)
@@ -26,13 +28,15 @@ def select(
 ) -> list[dict]:
     "The records whose keys have the wanted values."
     allowed = {k: v if isinstance(v, (list, tuple, set)) else [v] for k, v in wanted.items()}
-    return [record for record in records if all(value_of(record, k) in v for k, v in allowed.items())]
+    return [record
+            for record in records if all(value_of(record, k) in v for k, v in allowed.items())]
 
 # %% ../../nbs/report/groups.ipynb #3d6cc924
 def group(records: list[dict], *keys: str) -> dict[tuple, list[dict]]:
     "Records with equal values of `keys` together, in order of first appearance."
     groups = {}
-    for record in records: groups.setdefault(tuple(_plain(value_of(record, k)) for k in keys), []).append(record)
+    for record in records:
+        groups.setdefault(tuple(_plain(value_of(record, k)) for k in keys), []).append(record)
     return groups
 
 def _plain(value):
@@ -42,30 +46,42 @@ def _plain(value):
 # %% ../../nbs/report/groups.ipynb #ea68c90d
 def differing(
     records: list[dict],
-    besides: tuple[str, ...] = (),   # keys that may differ, for example the one along a figure's axis
+    # keys that may differ, for example the one along a figure's axis
+    besides: tuple[str, ...] = (),
 ) -> list[str]:
-    "Keys among the data set and the protocol's options whose value is not the same in all records that have it."
-    keys = ["dataset", *dict.fromkeys(k for record in records for k in record["protocol"] if not k.startswith("chosen_"))]
+    """Keys among the data set and the protocol's options whose value is not the same in all records
+    that have it.
+    """
+    keys = ["dataset", *dict.fromkeys(k for record in records
+                                      for k in record["protocol"] if not k.startswith("chosen_"))]
     def differs(key):
-        by_method = {m: {json.dumps(value_of(record, key), sort_keys=True) for record in found} for (m,), found in group(records, "method").items()}
+        by_method = {m: {json.dumps(value_of(record, key), sort_keys=True) for record in found}
+                     for (m,), found in group(records, "method").items()}
         between = [values for m, values in by_method.items() if m != "pixels" or key == "dataset"]
-        return any(len(values) > 1 for values in by_method.values()) or len(set().union(*between) - {"null"}) > 1
+        return (any(len(values) > 1 for values in by_method.values())
+                or len(set().union(*between) - {"null"}) > 1)
     return [k for k in keys if k not in besides and differs(k)]
 
 # %% ../../nbs/report/groups.ipynb #990f5a6c
 def describe(record: dict, keys: list[str]) -> str:
     "The values of `keys` as a reader wants them: 'k=20, pooling=cls'; absent ones are left out."
     shown = {k: value_of(record, k) for k in keys}
-    return ", ".join(str(v) if k == "dataset" else f"{k}={_short(v)}" for k, v in shown.items() if v is not None)
+    return ", ".join(str(v) if k == "dataset" else f"{k}={_short(v)}"
+                     for k, v in shown.items() if v is not None)
 
 def _short(value) -> str:
     "`value` in few characters: a float without trailing digits, a long list by its ends."
-    if isinstance(value, list): return f"[{', '.join(map(_short, value if len(value) < 5 else [*value[:2], '…', value[-1]]))}]"
+    if isinstance(value, list):
+        return (
+            f"[{', '.join(map(_short, value if len(value) < 5 else [*value[:2], '…', value[-1]]))}"
+            f"]")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 # %% ../../nbs/report/groups.ipynb #08cd2dbb
 def decimals(values) -> int:
-    "Decimals that numbers of this size are written with: one for percentages, three for similarities and other fractions."
+    """Decimals that numbers of this size are written with: one for percentages, three for
+    similarities and other fractions.
+    """
     return 3 if max((abs(v) for v in values), default=0) <= 1.5 else 1
 
 @dataclass(frozen=True)
@@ -83,20 +99,29 @@ class Summary:
 
 # %% ../../nbs/report/groups.ipynb #58bfdfe1
 def summarise(values) -> Summary | None:
-    "Summary of numbers; missing ones (None, NaN) are left out, and None is returned when nothing is left."
+    """Summary of numbers; missing ones (None, NaN) are left out, and None is returned when nothing
+    is left.
+    """
     values = [float(v) for v in values if v is not None and not math.isnan(v)]
     if not values: return None
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None,
+                   len(values))
 
 # %% ../../nbs/report/groups.ipynb #a62143e8
 def per_seed(records: list[dict]) -> dict:
-    "Value of each run in records that differ in nothing else. Raises `BadInput` for mixed protocols or two values of one run."
-    if keys := differing(records): raise BadInput(f"these records differ in {', '.join(keys)}; select one value of each before averaging.")
+    """Value of each run in records that differ in nothing else.
+
+    Raises `BadInput` for mixed protocols or two values of one run.
+    """
+    if keys := differing(records):
+        raise BadInput(f"these records differ in {', '.join(keys)}; select one value of each "
+                       f"before averaging.")
     found = {}
     for record in records:
         if found.setdefault(record["run"], record["value"]) != record["value"]:
             raise BadInput(f"run {record['run']} has two values of {value_of(record, 'score')}, "
-                           f"{found[record['run']]} and {record['value']}; name the files that belong together, or remove the stale one.")
+                           f"{found[record['run']]} and {record['value']}; name the files that "
+                           f"belong together, or remove the stale one.")
     return found
 
 # %% ../../nbs/report/groups.ipynb #b7a70b07
@@ -104,35 +129,58 @@ def series(
     records: list[dict],
     over: str | None = None,   # the key along a figure's axis, which does not tell series apart
 ) -> dict[tuple, list[dict]]:
-    "Records of one score by (method, note); the note says which recipe or protocol, and is '' where there is nothing to tell apart."
+    """Records of one score by (method, note); the note says which recipe or protocol, and is ''
+    where there is nothing to tell apart.
+    """
     keys, result = differing(records, besides=(over,)), {}
-    recipes = {m: len(group(found, "recipe_name")) for (m,), found in group(records, "method").items()}
+    recipes = {m: len(group(found, "recipe_name"))
+               for (m,), found in group(records, "method").items()}
     for record in records:
-        notes = [value_of(record, "recipe_name")] if recipes[record["method"]] > 1 and over != "recipe_name" else []
-        result.setdefault((record["method"], ", ".join([*notes, describe(record, keys)]).strip(", ")), []).append(record)
+        notes = ([value_of(record, "recipe_name")] if recipes[record["method"]] > 1
+                 and over != "recipe_name" else [])
+        result.setdefault(
+            (record["method"], ", ".join([*notes, describe(record, keys)]).strip(", ")),
+            []).append(record)
     return result
 
 # %% ../../nbs/report/groups.ipynb #da4a1e29
-NAMES = dict(pixels="raw pixels", untrained="untrained", mae="MAE", mae_nnclr="MAE + NNCLR", mae_ct="MAE-CT", mae_ct_aug="MAE-CT aug", latent_mim="Latent MIM",
-             moca="MOCA", mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3", published="published")
-EVALUATIONS = dict(knn="k-NN", knn_dinov2="k-NN (DINOv2)", nn="1-NN", linear="linear probe", linear_dino_b="linear probe (DINO, ViT-B)", linear_dinov2="linear probe (DINOv2)",
-                   linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot",
-                   clustering="clustering", finetune="fine-tuning", fewshot="few-shot transfer", features="feature extraction", semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)",
-                   davis="DAVIS", unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard", prompt_segmentation="prompt segmentation",
-                   similarity="object similarity", training="training", speed="training step", cost="cost", retrieval="retrieval", zero_shot="zero-shot", coco="COCO", detection="detection", ovd="open-vocabulary COCO", lvis="LVIS")
-METRICS = dict(top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)", top1_leave_one_out="top-1, leave-one-out (%)",
-               top1_train="top-1, train gallery (%)", acc="accuracy (%)", accuracy="accuracy (%)", aacc="pixel accuracy (%)", macc="mean class accuracy (%)", miou="mIoU (%)", iou="IoU (%)",
-               mbo="best overlap (%)", jaccard="Jaccard (%)", nmi="NMI (%)", ami="AMI (%)", ari="ARI (%)", silhouette="silhouette", jf="J&F (%)", j="J (%)", f="F (%)",
-               ap="AP (%)", ap50="AP50 (%)", ap75="AP75 (%)", aps="AP, small (%)", apm="AP, medium (%)", apl="AP, large (%)", apr="AP, rare (%)", apc="AP, common (%)",
-               apf="AP, frequent (%)", ar="AR (%)", r1="R@1 (%)", r5="R@5 (%)", r10="R@10 (%)", auroc="AUROC", dprime="d'", overlap="overlap",
-               intra_mean="within objects, mean", intra_std="within objects, std", inter_mean="between objects, mean", inter_std="between objects, std",
-               best_threshold="best threshold", below_token="objects below a token (%)", variance="variance of features",
-               ar1="AR, 1 object an image (%)", ar10="AR, 10 objects an image (%)", ar100="AR, 100 objects an image (%)",
-               ars="AR, small (%)", arm="AR, medium (%)", arl="AR, large (%)", patch_similarity="similarity of patches",
-               peak_mb="peak memory (MiB)", seconds="time (s)", cpu_seconds="CPU time (s)", items_per_s="items/s", images_per_s="images/s",
-               gflop_per_image="GFLOP/image", time_ratio="time, MAE = 1", flops_ratio="FLOPs, MAE = 1", loss="loss")
-WORDS = dict(paper="the paper's way", std="std of subsets", oracle="best threshold of each", grid="bound of the token grid", token="the prompt's token alone",
-             category="mean over classes", image="mean over images", i2t="image to text", t2i="text to image", fg="foreground")   # around a metric
+NAMES = dict(pixels="raw pixels", untrained="untrained", mae="MAE", mae_nnclr="MAE + NNCLR",
+             mae_ct="MAE-CT", mae_ct_aug="MAE-CT aug", latent_mim="Latent MIM", moca="MOCA",
+             mmc="MMC", cfm_vit="CFM-ViT", dino="DINO", ibot="iBOT", mocov3="MoCo v3",
+             published="published")
+EVALUATIONS = dict(
+    knn="k-NN", knn_dinov2="k-NN (DINOv2)", nn="1-NN", linear="linear probe",
+    linear_dino_b="linear probe (DINO, ViT-B)", linear_dinov2="linear probe (DINOv2)",
+    linear_ibot_lars="linear probe (iBOT, LARS)", lowshot="low-shot", clustering="clustering",
+    finetune="fine-tuning", fewshot="few-shot transfer", features="feature extraction",
+    semseg="semantic segmentation", semseg_knn="semantic segmentation (k-NN)", davis="DAVIS",
+    unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard",
+    prompt_segmentation="prompt segmentation", similarity="object similarity", training="training",
+    speed="training step", cost="cost", retrieval="retrieval", zero_shot="zero-shot", coco="COCO",
+    detection="detection", ovd="open-vocabulary COCO", lvis="LVIS")
+METRICS = dict(
+    top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)",
+    top1_leave_one_out="top-1, leave-one-out (%)", top1_train="top-1, train gallery (%)",
+    acc="accuracy (%)", accuracy="accuracy (%)", aacc="pixel accuracy (%)",
+    macc="mean class accuracy (%)", miou="mIoU (%)", iou="IoU (%)", mbo="best overlap (%)",
+    jaccard="Jaccard (%)", nmi="NMI (%)", ami="AMI (%)", ari="ARI (%)", silhouette="silhouette",
+    jf="J&F (%)", j="J (%)", f="F (%)", ap="AP (%)", ap50="AP50 (%)", ap75="AP75 (%)",
+    aps="AP, small (%)", apm="AP, medium (%)", apl="AP, large (%)",
+    apr="AP, rare (%)", apc="AP, common (%)", apf="AP, frequent (%)", ar="AR (%)", r1="R@1 (%)",
+    r5="R@5 (%)", r10="R@10 (%)", auroc="AUROC", dprime="d'", overlap="overlap",
+    intra_mean="within objects, mean", intra_std="within objects, std",
+    inter_mean="between objects, mean", inter_std="between objects, std",
+    best_threshold="best threshold", below_token="objects below a token (%)",
+    variance="variance of features", ar1="AR, 1 object an image (%)",
+    ar10="AR, 10 objects an image (%)", ar100="AR, 100 objects an image (%)", ars="AR, small (%)",
+    arm="AR, medium (%)", arl="AR, large (%)", patch_similarity="similarity of patches",
+    peak_mb="peak memory (MiB)", seconds="time (s)", cpu_seconds="CPU time (s)",
+    items_per_s="items/s", images_per_s="images/s", gflop_per_image="GFLOP/image",
+    time_ratio="time, MAE = 1", flops_ratio="FLOPs, MAE = 1", loss="loss")
+WORDS = dict(paper="the paper's way", std="std of subsets", oracle="best threshold of each",
+             grid="bound of the token grid", token="the prompt's token alone",
+             category="mean over classes", image="mean over images", i2t="image to text",
+             t2i="text to image", fg="foreground")  # around a metric
 
 def label_of(method: str, note: str = "") -> str:
     "How `method` is written in figures and tables, with what tells it from others of that method."
@@ -141,49 +189,69 @@ def label_of(method: str, note: str = "") -> str:
 def metric_name(metric: str) -> str:
     "A metric in words, with its unit: 'j_recall' is 'J, recall (%)', 'box_ap50' is 'box AP50 (%)'."
     parts = metric.split("_")
-    spans = [(i, i + n) for n in range(len(parts), 0, -1) for i in range(len(parts) - n + 1)]   # longest first
+    # longest first
+    spans = [(i, i + n) for n in range(len(parts), 0, -1) for i in range(len(parts) - n + 1)]
     i, j = next((span for span in spans if "_".join(parts[slice(*span)]) in METRICS), (0, 0))
     if i == j: return metric.replace("_", " ")
     name, unit, end = METRICS["_".join(parts[i:j])].partition(" (%)")
     words = [WORDS.get(p, p) for p in parts]
-    return ", ".join([" ".join([*words[:i], name]), *([" ".join(words[j:])] if parts[j:] else [])]) + unit + end
+    return ", ".join([" ".join([*words[:i], name]),
+                      *([" ".join(words[j:])] if parts[j:] else [])]) + unit + end
 
 def score_name(evaluation: str, metric: str) -> str:
     "A score in words, with its unit: 'k-NN: top-1 accuracy (%)'; a variant stands in brackets."
     base = base_of(evaluation)
     variant = evaluation.removeprefix(f"{base}_")
-    words = f"{EVALUATIONS[base]} ({NAMES.get(variant, variant.replace('_', ' '))})" if base else evaluation.replace("_", " ")
+    words = (f"{EVALUATIONS[base]} ({NAMES.get(variant, variant.replace('_', ' '))})" if base
+             else evaluation.replace("_", " "))
     return f"{EVALUATIONS.get(evaluation, words)}: {metric_name(metric)}"
 
 
 def base_of(evaluation: str) -> str:
-    "The evaluation of which this one is a variant ('knn' of 'knn_mae_ct'), itself where it has a name of its own, '' where neither has."
-    return max((e for e in EVALUATIONS if evaluation == e or evaluation.startswith(f"{e}_")), key=len, default="")
+    """The evaluation of which this one is a variant ('knn' of 'knn_mae_ct'), itself where it has a
+    name of its own, '' where neither has.
+    """
+    return max((e for e in EVALUATIONS if evaluation == e or evaluation.startswith(f"{e}_")),
+               key=len, default="")
 
 # %% ../../nbs/report/groups.ipynb #566b43db
-_TOP1 = "knn knn_dinov2 linear linear_dino_b linear_dinov2 linear_ibot_lars lowshot finetune fewshot zero_shot".split()
-MAIN = {"Classes": {e: ("top1",) for e in _TOP1} | dict(nn=("top1_leave_one_out", "top1_train"), clustering=("acc", "nmi")),
-        "Masks": dict(semseg=("miou",), semseg_knn=("miou",), unsupervised_segmentation=("miou_matched",), attention_jaccard=("jaccard",),
+_TOP1 = (
+    "knn knn_dinov2 linear linear_dino_b linear_dinov2 linear_ibot_lars lowshot finetune fewshot "
+    "zero_shot"
+).split()
+MAIN = {"Classes": {e: ("top1",) for e in _TOP1}
+        | dict(nn=("top1_leave_one_out", "top1_train"), clustering=("acc", "nmi")),
+        "Masks": dict(semseg=("miou",), semseg_knn=("miou",),
+                      unsupervised_segmentation=("miou_matched",), attention_jaccard=("jaccard",),
                       prompt_segmentation=("miou",), similarity=("auroc",)),
         "Videos": dict(davis=("jf", "j", "f")),
         "Images and texts": dict(retrieval=("i2t_r1", "t2i_r1")),
-        "Detection": dict(detection=("ap", "apr", "box_ap", "box_apr", "mask_ap", "mask_apr", "novel_ap50", "base_ap50", "all_ap50"))}
-COSTS = ("hours", "seconds", "cpu_seconds", "peak_mb", "items_per_s", "images_per_s", "gflop_per_image", "time_ratio", "flops_ratio")
+        "Detection": dict(detection=("ap", "apr", "box_ap", "box_apr", "mask_ap", "mask_apr",
+                                     "novel_ap50", "base_ap50", "all_ap50"))}
+COSTS = ("hours", "seconds", "cpu_seconds", "peak_mb", "items_per_s", "images_per_s",
+         "gflop_per_image", "time_ratio", "flops_ratio")
 LOWER = ("loss", "overlap", *(cost for cost in COSTS if not cost.endswith("_per_s")))
-NEITHER = ("mean", "std", "threshold", "grid", "token", "variance", "oracle")   # last words of metrics: also the bounds of prompt segmentation
+# last words of metrics: also the bounds of prompt segmentation
+NEITHER = ("mean", "std", "threshold", "grid", "token", "variance", "oracle")
 
 def better(metric: str, lower: tuple = ()) -> int:
-    "1 where more of this metric is better, -1 where less is (also of those in `lower`), 0 where neither is."
+    """1 where more of this metric is better, -1 where less is (also of those in `lower`), 0 where
+    neither is.
+    """
     if metric in (*lower, *LOWER) or metric.endswith("_decay"): return -1
     return 0 if metric.split("_")[-1] in NEITHER else 1
 
 def by_topic(records: list[dict], main: bool = True) -> dict[str, list[dict]]:
-    "Records by what is evaluated, in the order of `MAIN`: its scores alone, or with `main` False all; of other evaluations all, under 'Others'."
-    topics, found = {e: topic for topic, evaluations in MAIN.items() for e in evaluations}, {topic: [] for topic in (*MAIN, "Others")}
+    """Records by what is evaluated, in the order of `MAIN`: its scores alone, or with `main` False
+    all; of other evaluations all, under 'Others'.
+    """
+    topics, found = ({e: topic for topic, evaluations in MAIN.items() for e in evaluations},
+                     {topic: [] for topic in (*MAIN, "Others")})
     for record in records:
         base = base_of(record["evaluation"])
         topic = topics.get(base, "Others")
-        if topic == "Others" or not main or record["metric"] in MAIN[topic][base]: found[topic].append(record)
+        if topic == "Others" or not main or record["metric"] in MAIN[topic][base]:
+            found[topic].append(record)
     return {topic: mine for topic, mine in found.items() if mine}
 
 # %% ../../nbs/report/groups.ipynb #c6b91402

@@ -12,5 +12,7 @@ from .groups import select
 
 # %% ../../nbs/report/published.ipynb #beb75f03
 def published(**wanted) -> list[dict]:
-    "Published records whose fields or protocol options have the wanted values: `published(method='moca', evaluation='knn')`."
+    """Published records whose fields or protocol options have the wanted values:
+    `published(method='moca', evaluation='knn')`.
+    """
     return select(read_records(files("mimssl.report") / "published.jsonl"), **wanted)

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from ..data.records import read_records
 from ..data.settings import settings
-from .groups import decimals, describe, differing, group, score_name, select, summarise, value_of
+from .groups import (decimals, describe, differing, group, score_name, select,
+                                  summarise, value_of)
 from .tables import Cell, Table, to_html, to_latex, to_markdown, to_text
 
 # %% ../../nbs/report/results.ipynb #848801ad
@@ -30,12 +31,18 @@ def read_study(entry: str = "study", root: Path | None = None) -> dict:
     return yaml.safe_load(((root or settings().root) / "params.yaml").read_text())[entry]
 
 def study_records(study: dict, outputs: Path, so_far: bool = False) -> list[dict]:
-    "Records of all runs of the study. Raises `BadInput` for a run that was not evaluated, unless `so_far`."
-    return (read_found if so_far else read_records)(*(Path(outputs) / "evaluate" / run / "records.jsonl" for run in [*study["baselines"], *trained_runs(study)]))
+    """Records of all runs of the study.
+
+    Raises `BadInput` for a run that was not evaluated, unless `so_far`.
+    """
+    return (read_found if so_far
+            else read_records)(*(Path(outputs) / "evaluate" / run / "records.jsonl"
+                                 for run in [*study["baselines"], *trained_runs(study)]))
 
 def study_logs(study: dict, outputs: Path) -> dict[str, list[dict]]:
     "Run -> the epochs of its training log."
-    return {run: [record for record in read_records(Path(outputs) / "pretrain" / run / "log.jsonl") if record["kind"] == "epoch"] for run in trained_runs(study)}
+    return {run: [record for record in read_records(Path(outputs) / "pretrain" / run / "log.jsonl")
+                  if record["kind"] == "epoch"] for run in trained_runs(study)}
 
 # %% ../../nbs/report/results.ipynb #bb45fcbe
 def scores_to_draw(records: list[dict]) -> list[tuple[str, str]]:
@@ -45,9 +52,12 @@ def scores_to_draw(records: list[dict]) -> list[tuple[str, str]]:
     return list(first.items())
 
 def one_protocol(records: list[dict]) -> tuple[list[dict], str]:
-    "Of the records of one score the last of each run, and in words the protocol that was chosen thereby: '' where there is just one."
+    """Of the records of one score the last of each run, and in words the protocol that was chosen
+    thereby: '' where there is just one.
+    """
     last = list({record["run"]: record for record in records}.values())
-    return last, describe(last[-1], [key for key in differing(records) if key not in differing(last)])
+    return (last,
+            describe(last[-1], [key for key in differing(records) if key not in differing(last)]))
 
 def score_bars(records: list[dict]):
     "A figure with one panel of `bars` for each of `scores_to_draw`, under `one_protocol`."
@@ -56,7 +66,8 @@ def score_bars(records: list[dict]):
     wanted = scores_to_draw(records)
     rows = -(-len(wanted) // 2)
     methods = len({record["run"].rsplit("-s", 1)[0] for record in records})
-    fig, axes = plt.subplots(rows, min(2, len(wanted)), figsize=(PAGE, rows * (.8 + .17 * methods)), squeeze=False)
+    fig, axes = plt.subplots(rows, min(2, len(wanted)), figsize=(PAGE, rows * (.8 + .17 * methods)),
+                             squeeze=False)
     for ax, (evaluation, metric) in zip(axes.flat, wanted):
         drawn, note = one_protocol(select(records, evaluation=evaluation, metric=metric))
         bars(drawn, evaluation, metric, ax=ax)
@@ -69,48 +80,70 @@ WRITERS = {"text": to_text, "markdown": to_markdown, "html": to_html, "latex": t
 
 def write_tables(tables: list[Table], form: str = "text") -> str:
     "Tables one below the other in a form of `WRITERS`."
-    return ("\n\n\\bigskip\\noindent\n" if form == "latex" else "\n\n").join(map(WRITERS[form], tables))
+    return ("\n\n\\bigskip\\noindent\n" if form == "latex"
+            else "\n\n").join(map(WRITERS[form], tables))
 
 def save_tables(tables: list[Table], stem) -> list[Path]:
     "Write `tables` as stem.txt, .md, .html and .tex; folders are made."
-    files = {Path(f"{stem}{suffix}"): form for suffix, form in zip((".txt", ".md", ".html", ".tex"), WRITERS)}
+    files = {Path(f"{stem}{suffix}"): form
+             for suffix, form in zip((".txt", ".md", ".html", ".tex"), WRITERS)}
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    for path, form in files.items(): path.write_text(write_tables(tables, form) + "\n", encoding="utf-8")
+    for path, form in files.items():
+        path.write_text(write_tables(tables, form) + "\n", encoding="utf-8")
     return list(files)
 
 # %% ../../nbs/report/results.ipynb #a12c634f
-def sweep_figure(records: list[dict], epochs: list[dict], title: str = "", monitor: str = "patch_similarity"):
-    "A figure of two panels: the first score of each variant, and `monitor` over the epochs. Runs are named label-sSEED."
+def sweep_figure(records: list[dict], epochs: list[dict], title: str = "",
+                 monitor: str = "patch_similarity"):
+    """A figure of two panels: the first score of each variant, and `monitor` over the epochs.
+
+    Runs are named label-sSEED.
+    """
     import matplotlib.pyplot as plt
     from mimssl.report.figures import PAGE
     labels = list(dict.fromkeys(record["run"].rsplit("-s", 1)[0] for record in records))
     colours = dict(zip(labels, plt.cm.cividis(np.linspace(0, .85, len(labels)))))
     evaluation, metric = scores_to_draw(records)[0]
     drawn, note = one_protocol(select(records, evaluation=evaluation, metric=metric))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, .9 + .24 * max(4, len(labels))), width_ratios=(1, 1.2))
-    scores = {label: [record["value"] for record in drawn if record["run"].rsplit("-s", 1)[0] == label] for label in labels}
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, .9 + .24 * max(4, len(labels))),
+                                      width_ratios=(1, 1.2))
+    scores = {label: [record["value"] for record in drawn
+                      if record["run"].rsplit("-s", 1)[0] == label] for label in labels}
     digits = decimals(v for values in scores.values() for v in values)
     for y, (label, values) in enumerate(scores.items()):
         left.barh(y, summarise(values).mean, height=.62, color=colours[label])
-        if len(values) > 1: left.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white", mec="#222222", mew=.6)
-        left.annotate(summarise(values).show(digits), (1.02, y), xycoords=left.get_yaxis_transform(), va="center", fontsize=6.5, annotation_clip=False)
+        if len(values) > 1:
+            left.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white",
+                      mec="#222222", mew=.6)
+        left.annotate(summarise(values).show(digits),
+                      (1.02, y), xycoords=left.get_yaxis_transform(), va="center", fontsize=6.5,
+                      annotation_clip=False)
     left.set_yticks(range(len(labels)), labels)
-    left.set(xlabel=score_name(evaluation, metric) + (f", {note}" if note else ""), ylim=(len(labels) - .4, -.6))
+    left.set(xlabel=score_name(evaluation, metric) + (f", {note}" if note else ""),
+             ylim=(len(labels) - .4, -.6))
     left.tick_params(axis="y", length=0); left.grid(axis="y", visible=False); left.grid(axis="x")
     left.set_title(title, loc="left")
     for (run,), found in group([e for e in epochs if monitor in e], "run").items():
         label = run.rsplit("-s", 1)[0]
-        right.plot([e["epoch"] for e in found], [e[monitor] for e in found], color=colours[label], marker=".", label=label if run.endswith(f"-s{records[0]['seed']}") else None)
-    right.set(xlabel="epoch", ylabel="mean patch cosine similarity" if monitor == "patch_similarity" else monitor.replace("_", " "))
+        right.plot([e["epoch"] for e in found], [e[monitor] for e in found], color=colours[label],
+                   marker=".", label=label if run.endswith(f"-s{records[0]['seed']}") else None)
+    right.set(xlabel="epoch", ylabel="mean patch cosine similarity" if monitor == "patch_similarity"
+              else monitor.replace("_", " "))
     right.legend(loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
 def save_sweeps(sweeps: dict, outputs: Path, target: Path) -> list[Path]:
-    "A figure sweep-NAME for each entry of `sweeps` in params.yaml, from outputs/ablate/NAME; returns the files. Raises `BadInput` for one that has not run."
+    """A figure sweep-NAME for each entry of `sweeps` in params.yaml, from outputs/ablate/NAME;
+    returns the files.
+
+    Raises `BadInput` for one that has not run.
+    """
     from mimssl.report.figures import save_figure
     read = lambda name, file: read_records(Path(outputs) / "ablate" / name / file)
-    figures = {name: sweep_figure(read(name, "records.jsonl"), read(name, "curves.jsonl"), sweep.get("title", name)) for name, sweep in sweeps.items()}
-    return [path for name, fig in figures.items() for path in save_figure(fig, Path(target) / f"sweep-{name}")]
+    figures = {name: sweep_figure(read(name, "records.jsonl"), read(name, "curves.jsonl"),
+                                  sweep.get("title", name)) for name, sweep in sweeps.items()}
+    return [path for name, fig in figures.items()
+            for path in save_figure(fig, Path(target) / f"sweep-{name}")]
 
 # %% ../../nbs/report/results.ipynb #ea1912a3
 def bench_records(outputs, name: str = "laptop") -> list[dict]:
@@ -128,28 +161,48 @@ def when_run(records: list[dict], show, what: str = "this"):
 
 # %% ../../nbs/report/results.ipynb #8cb77479
 def by_option(records: list[dict], option: str) -> list[dict]:
-    "Records of a sweep whose labels are numbers, with the label as `option` of the protocol: run LABEL-sSEED becomes METHOD-sSEED."
-    return [record | dict(run=f"{record['method']}-s{record['seed']}", protocol=record["protocol"] | {option: float(value_of(record, "recipe_name"))}) for record in records]
+    """Records of a sweep whose labels are numbers, with the label as `option` of the protocol: run
+    LABEL-sSEED becomes METHOD-sSEED.
+    """
+    return [record | dict(run=f"{record['method']}-s{record['seed']}", protocol=record["protocol"]
+                          | {option: float(value_of(record, "recipe_name"))}) for record in records]
 
-def last_values(records: list[dict], epochs: list[dict], monitor: str = "patch_similarity") -> list[dict]:
+def last_values(records: list[dict], epochs: list[dict],
+                monitor: str = "patch_similarity") -> list[dict]:
     "The last value of `monitor` of each run of a sweep, as records of the evaluation 'training'."
-    last, first = {e["run"]: e[monitor] for e in epochs if monitor in e}, {record["run"]: record for record in reversed(records)}
-    return [first[run] | dict(evaluation="training", metric=monitor, value=value, count=1, protocol={}) for run, value in last.items() if run in first]
+    last, first = ({e["run"]: e[monitor] for e in epochs if monitor in e},
+                   {record["run"]: record for record in reversed(records)})
+    return [first[run]
+            | dict(evaluation="training", metric=monitor, value=value, count=1, protocol={})
+            for run, value in last.items() if run in first]
 
 # %% ../../nbs/report/results.ipynb #9547c796
-def recipe_table(recipe: str, profiles: tuple[str, ...] = ("paper", "laptop"), root: Path | None = None) -> Table:
-    "The entries of one recipe in conf/profile/*.yaml, a column for each profile; – where a profile does not give one."
+def recipe_table(recipe: str, profiles: tuple[str, ...] = ("paper", "laptop"),
+                 root: Path | None = None) -> Table:
+    """The entries of one recipe in conf/profile/*.yaml, a column for each profile; – where a
+    profile does not give one.
+    """
     from omegaconf import OmegaConf
     files = [(root or settings().root) / f"conf/profile/{name}.yaml" for name in profiles]
-    found = [_flat(OmegaConf.to_container(OmegaConf.load(file), resolve=True)["recipes"].get(recipe, {})) for file in files]
-    keys = [key for key in dict.fromkeys(key for entries in found for key in entries) if key not in ("method", "save_every")]
-    return Table([recipe, *profiles], [[Cell(key), *(Cell(str(entries.get(key, "–"))) for entries in found)] for key in keys], left=tuple(range(len(profiles) + 1)))
+    found = [
+        _flat(OmegaConf.to_container(OmegaConf.load(file), resolve=True)["recipes"].get(recipe, {}))
+        for file in files]
+    keys = [key for key in dict.fromkeys(key for entries in found for key in entries)
+            if key not in ("method", "save_every")]
+    return Table(
+        [recipe, *profiles],
+        [[Cell(key), *(Cell(str(entries.get(key, "–"))) for entries in found)] for key in keys],
+        left=tuple(range(len(profiles) + 1)))
 
 def _flat(entries: dict, above: str = "") -> dict:
-    "{'options': {'target': 'joint'}} -> {'target': 'joint'}; an encoder in words, a group of parameters by its pattern."
+    """{'options': {'target': 'joint'}} -> {'target': 'joint'}; an encoder in words, a group of
+    parameters by its pattern.
+    """
     found = {}
     for key, value in entries.items():
-        if key == "encoder": found[key] = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items())
-        elif isinstance(value, dict): found |= _flat(value, "" if key in ("options", "optimiser", "groups") else f"{key} ")
+        if key == "encoder":
+            found[key] = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items())
+        elif isinstance(value, dict):
+            found |= _flat(value, "" if key in ("options", "optimiser", "groups") else f"{key} ")
         else: found[above + key] = value
     return found

@@ -23,7 +23,8 @@ from ..data.views import mae_view, seeded
 from ..methods.mae import MAE
 from ..methods.method import At, METHODS, Method, closest, make_method
 from ..parts.draws import Draws
-from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, patchify, prefix_tokens, run_blocks, split_positions
+from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, patchify,
+                                  prefix_tokens, run_blocks, split_positions)
 from ..parts.losses import standardise_patches
 from ..parts.masking import num_visible
 from .loop import make_optimiser
@@ -31,12 +32,17 @@ from .recipes import Optimiser
 
 # %% ../../nbs/training/bench.ipynb #3cd1e587
 def random_batch(views: dict[str, list], batch_size: int, device="cpu") -> dict:
-    "Noise in the shapes of a method's `views()`: groups (V, B, 3, h, w), 'label' and 'index' (B,), 'caption' (B texts)."
+    """Noise in the shapes of a method's `views()`: groups (V, B, 3, h, w), 'label' and 'index'
+    (B,), 'caption' (B texts).
+    """
     picture = Image.new("RGB", (256, 256))
-    with seeded(0): shapes = {group: (len(found), batch_size, *found[0](picture).shape) for group, found in views.items()}
+    with seeded(0):
+        shapes = {group: (len(found), batch_size, *found[0](picture).shape)
+                  for group, found in views.items()}
     groups = {group: torch.randn(shape, device=device) for group, shape in shapes.items()}
     index = torch.arange(batch_size, device=device)
-    return groups | {"label": index % 10, "index": index, "caption": ["a picture of a thing"] * batch_size}
+    return groups | {"label": index % 10, "index": index,
+                     "caption": ["a picture of a thing"] * batch_size}
 
 # %% ../../nbs/training/bench.ipynb #6427e009
 MIDDLE = At(step=500, total_steps=1000, epochs=100)
@@ -52,9 +58,11 @@ def step_flops(method: Method, batch: dict, at: At = MIDDLE) -> int:
 # %% ../../nbs/training/bench.ipynb #b98c7bdf
 class Stepper:
     "A method, its optimiser and a batch; calling it makes one training step."
-    def __init__(self, method: Method, batch_size: int, device="cpu", precision: str = "fp32", compile: bool = False, optimiser: Optimiser = Optimiser()):
+    def __init__(self, method: Method, batch_size: int, device="cpu", precision: str = "fp32",
+                 compile: bool = False, optimiser: Optimiser = Optimiser()):
         self.device, self.precision, self.step = torch.device(device), precision, MIDDLE.step
-        self.method, self.batch = method.to(self.device).train(), random_batch(method.views(), batch_size, self.device)
+        self.method, self.batch = (method.to(self.device).train(),
+                                   random_batch(method.views(), batch_size, self.device))
         self.flops = step_flops(method, self.batch)
         if compile:
             for block in method.modules():
@@ -89,8 +97,11 @@ def seconds(run, device: torch.device) -> float:
     wait()
     return time.perf_counter() - begin
 
-def in_turns(runs: list, device: torch.device, rounds: int = 5, warmup: int = 2) -> list[list[float]]:
-    "Seconds of each of `runs`, timed in turns `rounds` times after `warmup` untimed rounds: one list per run."
+def in_turns(runs: list, device: torch.device, rounds: int = 5,
+             warmup: int = 2) -> list[list[float]]:
+    """Seconds of each of `runs`, timed in turns `rounds` times after `warmup` untimed rounds: one
+    list per run.
+    """
     for _ in range(warmup):
         for run in runs: run()
     return list(map(list, zip(*([seconds(run, device) for run in runs] for _ in range(rounds)))))
@@ -103,9 +114,11 @@ class LiveStorages(TorchDispatchMode):
         self.sizes, self.now, self.peak = {}, 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given = {x.untyped_storage()._cdata
+                 for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         out = function(*args, **(kwargs or {}))
-        for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)):
+        for storage in (x.untyped_storage()
+                        for x in tree_leaves(out) if isinstance(x, torch.Tensor)):
             if storage._cdata in given or storage._cdata in self.sizes: continue
             self.sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
@@ -118,11 +131,15 @@ class LiveStorages(TorchDispatchMode):
 # %% ../../nbs/training/bench.ipynb #1a036d22
 def state_bytes(stepper: Stepper) -> int:
     "Bytes of weights, buffers and optimiser state."
-    tensors = [*stepper.method.state_dict().values(), *(x for s in stepper.optimiser.state.values() for x in s.values() if isinstance(x, torch.Tensor))]
+    tensors = [*stepper.method.state_dict().values(),
+               *(x for s in stepper.optimiser.state.values()
+                 for x in s.values() if isinstance(x, torch.Tensor))]
     return sum(x.numel() * x.element_size() for x in tensors)
 
 def peak_bytes(stepper: Stepper) -> int:
-    "Most memory that one more step needs: its state and what it holds on top (gradients, activations)."
+    """Most memory that one more step needs: its state and what it holds on top (gradients,
+    activations).
+    """
     stepper.optimiser.zero_grad()
     if stepper.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stepper.device)
@@ -140,16 +157,17 @@ class EmbedAllMAE(MAE):
     def forward(self, batch, draws, at) -> dict:
         vit, dec, (V, B) = self.encoder, self.decoder, batch["global"].shape[:2]
         images, L = batch["global"].flatten(0, 1), dec.pos_embed.shape[1] - 1
-        order = draws.rand("mask", B, V, L).transpose(0, 1).flatten(0, 1).argsort(1)         # (V*B, L)
+        order = draws.rand("mask", B, V, L).transpose(0, 1).flatten(0, 1).argsort(1)  # (V*B, L)
         restore, n = order.argsort(1), num_visible(L, self.options.mask_ratio)
-        x = vit.patch_embed(images) + split_positions(vit)[1]                                # all patches, (V*B, L, D)
+        x = vit.patch_embed(images) + split_positions(vit)[1]  # all patches, (V*B, L, D)
         x = torch.cat([prefix_tokens(vit, len(x)), gather_tokens(x, order[:, :n])], 1)
-        x = dec.embed(run_blocks(vit, x))                                                    # (V*B, 1+n, dim)
+        x = dec.embed(run_blocks(vit, x))                      # (V*B, 1+n, dim)
         filled = torch.cat([x[:, 1:], dec.mask_token.expand(len(x), L - n, -1)], 1)
-        x = torch.cat([x[:, :1], gather_tokens(filled, restore)], 1) + dec.pos_embed         # image order
-        prediction, target = dec.head(dec.norm(dec.blocks(x)))[:, 1:], patchify(images, self.patch_size)
+        x = torch.cat([x[:, :1], gather_tokens(filled, restore)], 1) + dec.pos_embed  # image order
+        prediction, target = (dec.head(dec.norm(dec.blocks(x)))[:, 1:],
+                              patchify(images, self.patch_size))
         if self.options.norm_pix: target = standardise_patches(target)
-        masked = (restore >= n).float()                                                      # (V*B, L)
+        masked = (restore >= n).float()                        # (V*B, L)
         return {"loss": ((prediction - target).square().mean(-1) * masked).sum() / masked.sum()}
 
 # %% ../../nbs/training/bench.ipynb #2f9a1538
@@ -160,7 +178,8 @@ class EncoderOnly(Method):
         self.image_size, self.encoder = encoder.image_size, build_encoder(encoder)
 
     def views(self) -> dict[str, list]: return {"global": [mae_view(self.image_size)]}
-    def forward(self, batch, draws, at) -> dict: return {"loss": encode(self.encoder, batch["global"][0]).square().mean()}
+    def forward(self, batch, draws, at) -> dict:
+        return {"loss": encode(self.encoder, batch["global"][0]).square().mean()}
 
 # %% ../../nbs/training/bench.ipynb #75e4c8b8
 PEERS = {"embed-all": EmbedAllMAE, "encoder": EncoderOnly}
@@ -180,34 +199,44 @@ class Cost:
     flops_ratio: float    # to MAE
 
     @property
-    def excess(self) -> float: return self.time_ratio / self.flops_ratio   # 1: as fast for its arithmetic as MAE
+    # 1: as fast for its arithmetic as MAE
+    def excess(self) -> float: return self.time_ratio / self.flops_ratio
 
 def fitted(method: str, batch_size: int) -> dict:
     "Options of `method` that must fit the batch."
     if method == "moca": return {"num_new_codewords": math.gcd(32, batch_size)}
-    if method in ("mae_ct", "mae_nnclr"): return {"queue_size": max(1, 65_536 // batch_size) * batch_size}
+    if method in ("mae_ct", "mae_nnclr"):
+        return {"queue_size": max(1, 65_536 // batch_size) * batch_size}
     return {}
 
 def row_of(name: str) -> tuple[str, dict]:
     "Method and options of a row. Raises `BadInput` for an unknown name."
     known = {n: (n, {}) for n in (*PEERS, *METHODS)} | VARIANTS
-    if name not in known: raise BadInput(f"there is no method '{name}' to time{closest(name, known)}; known are {', '.join(known)}.")
+    if name not in known:
+        raise BadInput(f"there is no method '{name}' to time{closest(name, known)}; known are "
+                       f"{', '.join(known)}.")
     return known[name]
 
-def make_row(name: str, encoder: EncoderConfig, batch_size: int, options: dict | None = None) -> Method:
+def make_row(name: str, encoder: EncoderConfig, batch_size: int,
+             options: dict | None = None) -> Method:
     "The method of a row, with seeded weights."
     method, given = row_of(name)
     options = fitted(method, batch_size) | given | (options or {})
-    with seeded(0, name): return PEERS[name](encoder, **options) if name in PEERS else make_method(method, encoder, options)
+    with seeded(0, name):
+        return (PEERS[name](encoder, **options) if name in PEERS
+                else make_method(method, encoder, options))
 
 # %% ../../nbs/training/bench.ipynb #7ac567bb
 def cost_of(name: str, stepper: Stepper, mae: Stepper, rounds: int = 5) -> Cost:
     "The cost of `stepper`, timed in turns with `mae` (which may be the same)."
-    base, own = in_turns([mae, stepper], stepper.device, rounds) if stepper is not mae else in_turns([mae], mae.device, rounds) * 2
+    base, own = (in_turns([mae, stepper], stepper.device, rounds) if stepper is not mae
+                 else in_turns([mae], mae.device, rounds) * 2)
     update, = in_turns([stepper.update], stepper.device, rounds, warmup=1)
     step, images = statistics.median(own), len(stepper.batch["index"])
-    return Cost(name, images / step, 1e3 * step, 1e3 * statistics.median(update), stepper.flops / images / 1e9, stepper.flops / step / 1e9,
-                peak_bytes(stepper) / 2**20, statistics.median(b / a for a, b in zip(base, own)), stepper.flops / mae.flops)
+    return Cost(name, images / step, 1e3 * step, 1e3 * statistics.median(update),
+                stepper.flops / images / 1e9, stepper.flops / step / 1e9,
+                peak_bytes(stepper) / 2**20, statistics.median(b / a for a, b in zip(base, own)),
+                stepper.flops / mae.flops)
 
 # %% ../../nbs/training/bench.ipynb #b150f51d
 def bench(
@@ -221,14 +250,19 @@ def bench(
     options: dict | None = None,     # per row: {'mae': {'decoder_dim': 64}}
     told=lambda cost: None,          # called with each finished `Cost`
 ) -> list[Cost]:
-    "Cost of a training step of each method; MAE comes first. Raises `BadInput` for an unknown method, device or precision."
-    if precision not in ("fp32", "bf16"): raise BadInput(f"precision is '{precision}'; use fp32 or bf16.")
+    """Cost of a training step of each method; MAE comes first.
+
+    Raises `BadInput` for an unknown method, device or precision.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise BadInput(f"precision is '{precision}'; use fp32 or bf16.")
     for name, value in (("batch", batch_size), ("rounds", rounds)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
     device, options, costs = pick_device(str(device)), options or {}, []
     names = ["mae", *(n for n in (methods or [*PEERS, *METHODS, *VARIANTS]) if n != "mae")]
     for name in names: row_of(name)
-    make = lambda name: Stepper(make_row(name, encoder, batch_size, options.get(name)), batch_size, device, precision, compile)
+    make = lambda name: Stepper(make_row(name, encoder, batch_size, options.get(name)), batch_size,
+                                device, precision, compile)
     mae = make("mae")
     for name in names:
         costs.append(cost_of(name, mae if name == "mae" else make(name), mae, rounds))
@@ -237,25 +271,36 @@ def bench(
 
 # %% ../../nbs/training/bench.ipynb #2893a4e6
 LIMIT = 1.15   # times MAE's time for the same arithmetic; above this a row is flagged
-HEADER = f"{'method':<13}{'images/s':>9}{'step ms':>9}{'update ms':>10}{'GFLOP/img':>10}{'GFLOP/s':>9}{'peak MB':>9}{'x time':>8}{'x FLOPs':>8}{'excess':>8}"
+HEADER = (f"{'method':<13}{'images/s':>9}{'step ms':>9}{'update ms':>10}{'GFLOP/img':>10}"
+          f"{'GFLOP/s':>9}{'peak MB':>9}{'x time':>8}{'x FLOPs':>8}{'excess':>8}")
 
 def row_text(c: Cost) -> str:
     "One line of the table; a row above `LIMIT` ends in a mark."
-    return (f"{c.name:<13}{c.images_per_s:9.1f}{c.step_ms:9.1f}{c.update_ms:10.1f}{c.gflop:10.2f}{c.gflop_per_s:9.1f}{c.peak_mb:9.0f}"
-            f"{c.time_ratio:8.2f}{c.flops_ratio:8.2f}{c.excess:8.2f}{'  <- above ' + str(LIMIT) if c.excess > LIMIT else ''}")
+    return (f"{c.name:<13}{c.images_per_s:9.1f}{c.step_ms:9.1f}{c.update_ms:10.1f}{c.gflop:10.2f}"
+            f"{c.gflop_per_s:9.1f}{c.peak_mb:9.0f}"
+            f"{c.time_ratio:8.2f}{c.flops_ratio:8.2f}{c.excess:8.2f}"
+            f"{'  <- above ' + str(LIMIT) if c.excess > LIMIT else ''}")
 
 def device_name(device: torch.device) -> str:
     "What computes, in words."
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return (torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+            or platform.machine())
 
-def cost_records(costs: list[Cost], encoder: EncoderConfig, batch_size: int, device, precision: str = "fp32", compile: bool = False) -> list[dict]:
-    "Records of `costs`: evaluation 'speed', metrics images_per_s, gflop_per_image, peak_mb, time_ratio and flops_ratio."
+def cost_records(costs: list[Cost], encoder: EncoderConfig, batch_size: int, device,
+                 precision: str = "fp32", compile: bool = False) -> list[dict]:
+    """Records of `costs`: evaluation 'speed', metrics images_per_s, gflop_per_image, peak_mb,
+    time_ratio and flops_ratio.
+    """
     device = pick_device(str(device))
-    protocol = dict(batch=batch_size, encoder=f"{encoder.embed_dim}x{encoder.depth}", patch_size=encoder.patch_size, image_size=encoder.image_size, precision=precision,
-                    compile=compile, threads=torch.get_num_threads(), torch=torch.__version__, device=device_name(device))
-    values = lambda c: dict(images_per_s=c.images_per_s, gflop_per_image=c.gflop, peak_mb=c.peak_mb, time_ratio=c.time_ratio, flops_ratio=c.flops_ratio)
-    return [metric_record(c.name, c.name, "speed", metric, value, batch_size, None, "", "noise", protocol, device.type)
-            for c in costs for metric, value in values(c).items()]
+    protocol = dict(batch=batch_size, encoder=f"{encoder.embed_dim}x{encoder.depth}",
+                    patch_size=encoder.patch_size, image_size=encoder.image_size,
+                    precision=precision, compile=compile, threads=torch.get_num_threads(),
+                    torch=torch.__version__, device=device_name(device))
+    values = lambda c: dict(images_per_s=c.images_per_s, gflop_per_image=c.gflop, peak_mb=c.peak_mb,
+                            time_ratio=c.time_ratio, flops_ratio=c.flops_ratio)
+    return [metric_record(c.name, c.name, "speed", metric, value, batch_size, None, "", "noise",
+                          protocol, device.type) for c in costs
+            for metric, value in values(c).items()]
 
 # %% ../../nbs/training/bench.ipynb #6bae435f
 def run_bench(
@@ -267,14 +312,22 @@ def run_bench(
     rounds: int = 5, precision: str = "fp32", compile: bool = False,
     out=None,                        # file for the records; None: speed.jsonl in the scratch folder
 ) -> list[Cost]:
-    "Print the table and append its records to a file. Raises `BadInput` for unusable arguments, and for an encoder that a method cannot use."
-    encoder, device = EncoderConfig(size, patch_size=patch_size, image_size=image_size), pick_device(device or settings().device)
+    """Print the table and append its records to a file.
+
+    Raises `BadInput` for unusable arguments, and for an encoder that a method cannot use.
+    """
+    encoder, device = (EncoderConfig(size, patch_size=patch_size, image_size=image_size),
+                       pick_device(device or settings().device))
     if batch_size is None: batch_size = 8 if device.type == "cpu" else 128
     names = [n.strip() for n in methods.split(",")] if methods else [*PEERS, *METHODS, *VARIANTS]
     for name in names: row_of(name)
-    print(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: ViT-{size}/{patch_size} at {image_size} px, batch {batch_size}, {precision}{', compiled' if compile else ''}\n{HEADER}")
-    costs = bench(names, encoder, batch_size, device, rounds, precision, compile, told=lambda c: print(row_text(c), flush=True))
+    print(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
+          f"ViT-{size}/{patch_size} at {image_size} px, batch {batch_size}, "
+          f"{precision}{', compiled' if compile else ''}\n{HEADER}")
+    costs = bench(names, encoder, batch_size, device, rounds, precision, compile,
+                  told=lambda c: print(row_text(c), flush=True))
     out = Path(out or settings().local / "speed.jsonl")
     append_records(out, cost_records(costs, encoder, batch_size, device, precision, compile))
-    print(f"excess: time over arithmetic, both relative to mae; records added to {os.path.relpath(out)}")
+    print(f"excess: time over arithmetic, both relative to mae; records added to "
+          f"{os.path.relpath(out)}")
     return costs

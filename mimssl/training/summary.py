@@ -18,33 +18,45 @@ from .recipes import Recipe, read_recipe, result_of
 
 # %% ../../nbs/training/summary.ipynb #a7de9ed6
 def extracts(log: list[dict], folder) -> dict:
-    "Write curves.csv (a row an epoch) and metrics.json (the last epoch) of a training log into `folder`; returns the latter."
-    rows = [{k: v for k, v in record.items() if k != "kind"} for record in log if record["kind"] == "epoch"]
+    """Write curves.csv (a row an epoch) and metrics.json (the last epoch) of a training log into
+    `folder`; returns the latter.
+    """
+    rows = [{k: v for k, v in record.items() if k != "kind"}
+            for record in log if record["kind"] == "epoch"]
     names = list(dict.fromkeys(k for row in rows for k in row))
     short = lambda x: float(f"{x:.6g}") if isinstance(x, float) else x
     with (Path(folder) / "curves.csv").open("w", newline="") as f:
         table = csv.DictWriter(f, names, lineterminator="\n")
         table.writeheader()
         table.writerows({k: short(v) for k, v in row.items()} for row in rows if "loss" in row)
-    last = {k: short(rows[-1][k]) for k in ("loss", "patch_similarity", "feature_std") if k in rows[-1]}
+    last = {k: short(rows[-1][k])
+            for k in ("loss", "patch_similarity", "feature_std") if k in rows[-1]}
     (Path(folder) / "metrics.json").write_text(json.dumps(last, indent=1) + "\n")
     return last
 
 # %% ../../nbs/training/summary.ipynb #51d04ad9
 def trained_method(recipe: Recipe, folder) -> Method:
-    "The method of `recipe` with the final weights in `folder`. Raises `BadInput` when they are missing or of another recipe."
+    """The method of `recipe` with the final weights in `folder`.
+
+    Raises `BadInput` when they are missing or of another recipe.
+    """
     path = Path(folder) / "method.safetensors"
     about, tensors = read_weights(path)
     method = make_method(recipe.method, recipe.encoder, recipe.options)
-    return fit(method, tensors, {"method": recipe.method, "encoder": result_of(recipe)["encoder"]}, about, path).eval()
+    return fit(method, tensors, {"method": recipe.method, "encoder": result_of(recipe)["encoder"]},
+               about, path).eval()
 
 def reconstructions(recipe: Recipe, folder, count: int = 6, split: str = "val") -> list:
-    "Pictures (H, W, 3) of what the trained method sees, predicts, and of the image, `count` of each; none where its module has no `reconstruct`."
+    """Pictures (H, W, 3) of what the trained method sees, predicts, and of the image, `count` of
+    each; none where its module has no `reconstruct`.
+    """
     method = trained_method(recipe, folder)
     reconstruct = getattr(importlib.import_module(type(method).__module__), "reconstruct", None)
     if reconstruct is None: return []
-    images = monitor_images(open_dataset(recipe.dataset, split), recipe.encoder.image_size, count)   # (count, 3, S, S)
-    seen, predicted = reconstruct(method, images, Draws(0, 0).rand("mask", count, recipe.encoder.num_patches))
+    # (count, 3, S, S)
+    images = monitor_images(open_dataset(recipe.dataset, split), recipe.encoder.image_size, count)
+    seen, predicted = reconstruct(method, images,
+                                  Draws(0, 0).rand("mask", count, recipe.encoder.num_patches))
     return [denormalise(x).numpy() for row in (seen, predicted, images) for x in row]
 
 # %% ../../nbs/training/summary.ipynb #6c38591f
@@ -53,7 +65,8 @@ def show_reconstructions(recipe: Recipe, folder, count: int = 6):
     import matplotlib.pyplot as plt
     pictures = reconstructions(recipe, folder, count)
     if not pictures: return None
-    fig, axes = plt.subplots(3, count, figsize=(1.1 * count, 3.4), dpi=80, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(3, count, figsize=(1.1 * count, 3.4), dpi=80, squeeze=False,
+                             layout="constrained")
     for ax, picture in zip(axes.flat, pictures):
         ax.imshow(picture, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
