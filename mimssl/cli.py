@@ -266,6 +266,7 @@ def nested(flat: dict) -> dict:
         found.setdefault(owner, {})[name] = value
     return found
 
+# %% ../nbs/cli.ipynb #971e58d3
 def splits_of(dataset: str, given: str | None = None) -> tuple[str, str]:
     """The splits to learn from and to test on: those `given` as 'train,test', else train and val,
     or test where there is no val. Raises `BadInput` for what the data set lacks.
@@ -397,6 +398,7 @@ def score_videos(args, run: str, dataset: str) -> list[dict]:
     return [metric_record(run, run, "davis", metric, 100 * value, len(found), None, "", dataset,
                           protocol) for metric, value in means.items()]
 
+# %% ../nbs/cli.ipynb #24747756
 def limit(text: str | None, default: int | None, name: str) -> int | None:
     "A number of results, or None for 'all'. Raises `BadInput` for anything else."
     if text in (None, "all"): return default if text is None else None
@@ -440,6 +442,7 @@ def own_records() -> list[dict]:
                        f"or name a file that `evaluate --out` wrote.")
     return records
 
+# %% ../nbs/cli.ipynb #988c9515
 def one_side(name: str, files=()) -> list[dict]:
     """The records of a run, of the seeds of a recipe or method among `files`, or of the file
     `name`.

@@ -420,6 +420,7 @@ _DAVIS = {"frames": "JPEGImages/480p", "masks": "Annotations/480p",
 _SCENES = dict(splits=("train", "val"), home="python -m mimssl data", folder="scenes")
 _FOLDERS = {"images": "{split}", "names?": "classes.json"}
 
+# %% ../../nbs/data/sources.ipynb #5b9b05fa
 CATALOGUE = {e.name: e for e in (
     Entry("scenes", "folders", {"images": "objects/{split}", "names?": "objects/classes.json"},
           note="generated, single objects", **_SCENES),

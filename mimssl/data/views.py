@@ -285,7 +285,7 @@ class ViewDataset(Dataset):
                                                        "caption") % len(item["captions"])]
         return out | {"label": int(item.get("label", -1)), "index": int(index)}
 
-
+# %% ../../nbs/data/views.ipynb #10be83cc
 def _drawn(view, image, *key) -> torch.Tensor:
     "One view, drawn from `key`."
     _start(*key)

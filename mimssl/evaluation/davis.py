@@ -267,6 +267,7 @@ def object_scores(
             | dict(zip(MEASURES, over_frames(j, uint8_edges) + over_frames(f, uint8_edges)))
             for i, (j, f) in enumerate(np.array(scores).transpose(1, 2, 0))] if n else []
 
+# %% ../../nbs/evaluation/davis.ipynb #9b484366
 def mean_scores(rows: list[dict]) -> dict:
     """Means over objects of `MEASURES`, and 'jf', the mean of J and F.
 
@@ -331,6 +332,7 @@ def read_results(data: Davis, folder) -> dict[str, Files]:
         found[sequence] = Files(paths, read_labels)
     return found
 
+# %% ../../nbs/evaluation/davis.ipynb #61419e9c
 def score_folder(data: Davis, folder, uint8_edges: bool = False) -> tuple[list[dict], dict]:
     """`davis_scores` of a folder of results for a DAVIS data set.
 
@@ -373,6 +375,7 @@ def show_propagation(frames, masks: dict, at=(0, 5, 10, 15), palette: list[int] 
         row[0].set_ylabel(name)
     return fig
 
+# %% ../../nbs/evaluation/davis.ipynb #c9aeeae2
 def animate(path, frames, masks, palette: list[int] | None = None, fps: int = 10,
             colours: int = 128) -> Path:
     "Write a video with tinted objects as an endless GIF; equal videos give equal bytes."
@@ -408,6 +411,7 @@ def videos(data) -> Davis:
                            f"frames of a video must have one size.")
     return data
 
+# %% ../../nbs/evaluation/davis.ipynb #35fafd2f
 def eval_davis(
     bench,
     spec=None,  # reads videos itself: `spec` is not used

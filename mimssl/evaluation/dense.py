@@ -59,6 +59,7 @@ def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicu
         raise BadInput(f"positions is '{positions}'; use {', '.join(POSITIONS)}.")
     return FeatureSpec(layer=layer).blocks(len(vit.blocks))
 
+# %% ../../nbs/evaluation/dense.ipynb #040de109
 @torch.no_grad()
 def patch_grid(
     vit,                           # any timm VisionTransformer, in eval mode

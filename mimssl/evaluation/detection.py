@@ -39,6 +39,7 @@ def _is_box(x) -> bool:
 
 def _among(x, known) -> bool: return isinstance(x, numbers.Real) and x in known
 
+# %% ../../nbs/evaluation/detection.ipynb #bf6dd3af
 def _records(data, name: str, part: str, keys: list[str]) -> dict:
     """The records of the list `part` by their id.
 
@@ -143,6 +144,7 @@ def read_truth(
     return {"images": list(images.values()), "annotations": [dict(a) for a in annotations.values()],
             "categories": [{"name": str(c["id"]), **c} for c in categories.values()]}
 
+# %% ../../nbs/evaluation/detection.ipynb #03fba509
 def _is_polygons(s) -> bool:
     return (isinstance(s, list) and len(s) > 0
             and all(isinstance(p, list) and len(p) > 3 and all(map(_is_number, p)) for p in s))
@@ -277,6 +279,7 @@ COCO_BASE = [
     *"clock vase toothbrush".split(),
 ]
 
+# %% ../../nbs/evaluation/detection.ipynb #d147a393
 def open_vocabulary_scores(
     truth, results,
     # names of the novel classes; None: as the categories' `split` says, else COCO's 17
@@ -338,6 +341,7 @@ def _lvis_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarra
         evaluate.accumulate()
     return evaluate.eval["precision"][..., 0], evaluate.eval["recall"][..., 0]
 
+# %% ../../nbs/evaluation/detection.ipynb #4974baa0
 def lvis_scores(
     truth,                         # path of an annotation file of LVIS, or its content
     results,                       # path of a result file, or its content

@@ -152,6 +152,7 @@ def about_object(o: dict) -> dict:
     return dict(name=o.get("name", f"category {o['category']}"), point=[x, y],
                 runs=run_lengths(o["mask"]))
 
+# %% ../../nbs/evaluation/explorer.ipynb #44a52553
 @dataclass(repr=False)
 class Explorer:
     """A page that JupyterLab shows as it is.

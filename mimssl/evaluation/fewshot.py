@@ -98,6 +98,7 @@ def _right(bench, spec, shots, draws: int, classifier: str,
         rows, r)], dense[r], test, classifier, lambd)] == test_labels for r in rs])
             for n, rs in subsets.items()}
 
+# %% ../../nbs/evaluation/fewshot.ipynb #c317d3bf
 def eval_fewshot(
     bench, spec,
     shots: tuple[int, ...] = (1, 2, 4, 8, 16),   # images a class

@@ -229,6 +229,7 @@ class FinetuneResult:
     curve: list          # test top-1 after each epoch
     losses: list         # mean training loss of each epoch
 
+# %% ../../nbs/evaluation/finetune.ipynb #6258abeb
 def finetune(
     vit,          # a timm VisionTransformer; it stays as it is
     train, test,  # data sets of classes: items with 'image' (PIL RGB) and 'label'; `targets`
@@ -269,6 +270,7 @@ def finetune(
     return FinetuneResult(curve[-1], 100 * (rank < 5).double().mean().item(), curve[best], best + 1,
                           rank < 1, curve, losses)
 
+# %% ../../nbs/evaluation/finetune.ipynb #a9d399ad
 def _checked(train, test, rows, recipe: FinetuneRecipe) -> int:
     "The number of classes, after refusing what cannot be trained on."
     for data in (train, test):

@@ -155,6 +155,7 @@ def deepest_pixel(mask: np.ndarray) -> int:
             else np.unravel_index(distance_transform_edt(inner).argmax(), inner.shape))
     return int((y - 1 + rows.start) * mask.shape[1] + x - 1 + columns.start)
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #29b8d05c
 def prompt_pixels(mask: np.ndarray, prompt: str = "distance", draws: int = 5,
                   rng: np.random.Generator | None = None) -> np.ndarray:
     """Prompt pixels, in raster order, of a mask (H, W) that is not empty: (draws,) for 'random',
@@ -248,6 +249,7 @@ def prompted_objects(item: dict, grid: tuple[int, int], spec: PromptSpec = Promp
                 **(dict(masks=np.stack(masks), counted=counted.ravel())
                    if spec.upsample == "bilinear" else {}))
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #ed593728
 def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec,
                 centre: bool) -> tuple[np.ndarray, np.ndarray]:
     """IoU of the n objects `found` in an image with `tokens` (h, w, D) at all thresholds, (n, T),
@@ -309,6 +311,7 @@ class _Views(Dataset):
         return None if about is None else (v2.Compose(to_normalised())(TF.resize(
             item["image"], size, v2.InterpolationMode.BICUBIC)), about)
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #febda499
 @torch.no_grad()
 def token_stream(
     vit, dataset,                    # a timm ViT; items with 'image' and 'objects'
@@ -342,6 +345,7 @@ def group_mean(values: np.ndarray, groups: np.ndarray) -> float:
     _, group = np.unique(groups, return_inverse=True)
     return float((np.bincount(group, values) / np.bincount(group)).mean())
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #e816e6bb
 @dataclass
 class PromptScores:
     "Scores of N objects."
@@ -383,6 +387,7 @@ class PromptScores:
                         f"miou_{name}": float(x[these].mean())
                         for name, these in sizes.items() if these.any()}
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #48577881
 def prompt_segmentation(
     vit, dataset,                       # a timm ViT; items with 'image' and 'objects'
     spec: PromptSpec = PromptSpec(),

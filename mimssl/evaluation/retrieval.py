@@ -58,6 +58,7 @@ def encode_images(
             tally.update(len(images))
     return torch.cat(found)
 
+# %% ../../nbs/evaluation/retrieval.ipynb #70cfb5ec
 @torch.no_grad()
 def encode_texts(model, texts: list[str], device="cpu", batch_size: int = 256,
                  progress: bool = True) -> torch.Tensor:
@@ -144,6 +145,7 @@ def ranks(queries: torch.Tensor, items: torch.Tensor, right: torch.Tensor, devic
         [first_right(to_unit(queries[i:i + chunk]) @ items.T, right[i:i + chunk].to(device)).cpu()
          for i in range(0, len(queries), chunk)])
 
+# %% ../../nbs/evaluation/retrieval.ipynb #43ae52e8
 def owned(owner: torch.Tensor, count: int) -> torch.Tensor:
     "From the owner (T,) of each item to the items (count, R) of each owner, filled up with -1."
     order, sizes = owner.argsort(stable=True), owner.bincount(minlength=count)
@@ -247,6 +249,7 @@ def clean_name(name: str, qualifier: bool = True) -> str:
         name = name.replace(old, new)
     return " ".join(name.lower().split()).rstrip(".")
 
+# %% ../../nbs/evaluation/retrieval.ipynb #f69e5e7b
 def read_templates(which: str) -> list[str]:
     """Templates by name (one, few, clip7, clip80) or from a text file, one a line.
 
@@ -325,6 +328,7 @@ def class_names(bench, names: str | None = None, qualifier: bool = True) -> list
                        f"{len(classes)} classes; give one for each, in the order of the folders.")
     return found
 
+# %% ../../nbs/evaluation/retrieval.ipynb #14b3ac22
 def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None = None,
                    qualifier: bool = True, resize: int | None = None) -> list[tuple]:
     "Zero-shot top1 and top5 of the image-text model `bench.vit` on the test images."

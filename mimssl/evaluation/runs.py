@@ -50,6 +50,7 @@ def by_dataset(study: dict) -> dict[str, dict]:
         found.setdefault(options.pop("dataset", study["dataset"]), {})[name] = options
     return found
 
+# %% ../../nbs/evaluation/runs.ipynb #999d4867
 def score(bench: Bench, study: dict, about: dict) -> list[dict]:
     """Records of an opened run under `study['suite']`, which maps evaluations to their options.
 

@@ -91,6 +91,7 @@ def class_presence(dataset, rows) -> torch.Tensor:
         raise BadInput("no training image has a labelled pixel; check the label pictures.")
     return torch.tensor(out)
 
+# %% ../../nbs/evaluation/semseg.ipynb #6e2d7eb4
 def nested_subsets(num_images: int, labels=("all",), subsets: int = 3) -> dict:
     """Rows of the training images for each budget in `labels` ('all', or a number of images):
     budget -> list of tensors (n,), sorted.
@@ -170,6 +171,7 @@ SEG_FORMS = {
                     warmup=1500 / 160_000, iterations=160_000, crop=512, short=512),
     "dinov3": SegForm((1e-3,), dropout=.1, crop=512, short=512)}
 
+# %% ../../nbs/evaluation/semseg.ipynb #ee0309ef
 def seg_form(name: str, patch: int, **changes) -> SegForm:
     """A named form with the `changes` that are not None.
 
@@ -245,6 +247,7 @@ def upsample(x: torch.Tensor, size) -> torch.Tensor:
                                           align_corners=False)[0]  # (n, to)
     return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
 
+# %% ../../nbs/evaluation/semseg.ipynb #8cf26468
 def seg_loss(head: SegHead, grids: list, targets: list) -> torch.Tensor:
     """Cross-entropy of a batch: tokens (h, w, D) and labels (H, W) of each image, which may differ
     in size.
@@ -373,6 +376,7 @@ def store_grids(encode, dataset, rows, patch: int, short: int | None = None, **o
         out[row] = grid, resize_labels(labels, [4 * side for side in grid.shape[:2]])
     return out
 
+# %% ../../nbs/evaluation/semseg.ipynb #4cd50599
 def evaluate_heads(encode, dataset, rows, heads: list, num_classes: int, patch: int, short=None,
                    crop=None, **options) -> torch.Tensor:
     """Confusion matrices (len(heads), C, C) on the images `rows`; `heads` are pairs of a `SegHead`
@@ -450,6 +454,7 @@ def _records(form: SegForm, base: dict, classes: list, count: int, chosen: list,
             [(f"{metric}_std", std, count, protocol)] if len(tested) > 1 else [])
     return records
 
+# %% ../../nbs/evaluation/semseg.ipynb #6525d915
 def eval_semseg(
     bench, spec=None,
     form: str = "default",        # a name in `SEG_FORMS`
@@ -575,6 +580,7 @@ def vote_patches(neighbours: torch.Tensor, labels: torch.Tensor, num_classes: in
                             num_classes)
     return matrix
 
+# %% ../../nbs/evaluation/semseg.ipynb #b79678f1
 def fit_patches(x: torch.Tensor, y: torch.Tensor, num_classes: int, C: float, max_iter: int = 1000,
                 device="cpu"):
     """Weights (C, D) and biases (C,) of logistic regression with an L2 penalty on the weights, by
@@ -614,6 +620,7 @@ def _choose(classifier, x, y, test_x, test_y, num_classes: int, device, max_iter
              for d in dict.fromkeys(d for _, d in grid)}
     return [vote_patches(found[d][:, :k], y, num_classes, test_y) for k, d in grid]
 
+# %% ../../nbs/evaluation/semseg.ipynb #8df348ef
 def eval_semseg_knn(
     bench, spec=None,
     classifiers: tuple[str, ...] = ("knn", "logistic"),

@@ -87,6 +87,7 @@ def owned_tokens(item: dict, grid: tuple[int, int], background: bool = False) ->
                                               grid)[0][0] >= pixels) & (pixels > 0)] = len(objects)
     return dict(owner=owner, category=[o["category"] for o in objects], image=item["index"])
 
+# %% ../../nbs/evaluation/similarity.ipynb #4daa0914
 @dataclass
 class Similarities:
     "What is known about each object that owns a token, in the order of the data set."
@@ -130,6 +131,7 @@ class Similarities:
                     intra_mean=mean(a), intra_std=std(a), inter_mean=mean(b), inter_std=std(b),
                     variance=float(np.nanmean(self.variance)))
 
+# %% ../../nbs/evaluation/similarity.ipynb #01230b53
 def object_similarities(tokens: torch.Tensor, found: dict, centre: bool = False, limit: int = 1000,
                         seed: int = 0) -> list[tuple]:
     """(intra, inter, variance, category) of each object of an image that owns a token; `tokens` (h,
@@ -172,6 +174,7 @@ def similarities(
     intra, inter, variance, category = zip(*rows)
     return Similarities(list(intra), list(inter), np.array(variance), np.array(category))
 
+# %% ../../nbs/evaluation/similarity.ipynb #69d313f5
 def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: int = 4):
     """The intra and inter distributions of several encoders, by name, side by side.
 

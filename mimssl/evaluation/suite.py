@@ -109,6 +109,7 @@ def typed(value, kind, where: str):
 class Begun(Exception):
     "Where the work begins, a rehearsal ends."
 
+# %% ../../nbs/evaluation/suite.ipynb #60205637
 class Bench:
     "An encoder and a data set of classes: hands out features and says what they are."
     rehearsing = False
@@ -499,6 +500,7 @@ def rehearse(bench: Bench, specs: dict, options: dict):
         try: SUITE[name].function(trial, spec, **options[name])
         except Begun: pass
 
+# %% ../../nbs/evaluation/suite.ipynb #0da79b69
 def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "",
               options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
     """Records of the evaluations in `suite` on a bench; `seed` is that of the pre-training,

@@ -64,6 +64,7 @@ def tiny_vit():
     "An untrained ViT-Ti with patches of 16 pixels."
     return build_encoder(EncoderConfig("tiny", patch_size=16, image_size=224))
 
+# %% ../../nbs/evaluation/throughput.ipynb #8e09f868
 class Pictures:
     """Made-up JPEGs of `side` pixels, decoded when they are asked for, each with a mask of
     `classes` blocks.
@@ -91,6 +92,7 @@ def features_work(images: int, device="cpu") -> Callable:
     return lambda: [x for x, _ in stream(vit, data, [resolve(FeatureSpec(), vit)], device,
                                          workers=0, progress=False)]
 
+# %% ../../nbs/evaluation/throughput.ipynb #dcbc028b
 def semseg_work(images: int, side: int = 128, classes: int = 8, device="cpu") -> Callable:
     """Linear segmentation on the features of the same encoder, computed once: four epochs,
     evaluated on the same pictures.
@@ -140,6 +142,7 @@ GROWTHS = {"features": Growth(features_work, (25, 50, 100), "images"),
            "clustering": Growth(clustering_work, (25_000, 50_000, 100_000), "images"),
            "davis": Growth(davis_work, (10, 20, 40), "frames")}
 
+# %% ../../nbs/evaluation/throughput.ipynb #68506e94
 def costs(names=None, sizes: dict | None = None, device="auto",
           progress: bool = True) -> list[dict]:
     """Records of evaluation 'cost': seconds, items_per_s and peak_mb of each of `names` (all of

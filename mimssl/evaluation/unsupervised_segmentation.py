@@ -119,6 +119,7 @@ def segment_scores(encode, dataset, size: int, ks=(*range(2, 11), "oracle"),
                     objects=objects,
                     several=several) for k, scores in found.items()}
 
+# %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #c3d295e1
 def eval_unsupervised_segmentation(
     bench, spec=None,
     # pictures are squashed to size x size; None: the encoder's own (224 for colours)
@@ -148,6 +149,7 @@ def eval_unsupervised_segmentation(
     return [(metric, scores[metric], scores[of], base | dict(k=k), *(scores[o] for o in outcomes))
             for k, scores in found.items() for metric, (of, *outcomes) in counted.items()]
 
+# %% ../../nbs/evaluation/unsupervised_segmentation.ipynb #72986c2c
 def _size(bench, size: int | None) -> tuple[int, int]:
     """The side of the squashed picture and of a patch.
 

@@ -77,6 +77,7 @@ class HeadOptions:
             raise BadInput(f"topk is {self.topk}; give 1 up to the queue_size of "
                            f"{self.queue_size}.")
 
+# %% ../../nbs/methods/mae_ct.ipynb #e3adee56
 class NNCLRHead(Queue):
     "Projector, predictor and queue on pooled tokens (B, D)."
     def __init__(self, dim: int, o: HeadOptions):

@@ -145,6 +145,7 @@ def partners(draws: Draws, B: int, V: int, pool: int, first: int,
     own = first + torch.arange(B, device=draws.device)
     return (own + 1 + draws.randint("alien", pool - 1, B, V).T) % pool
 
+# %% ../../nbs/parts/corruption.ipynb #c574e4e6
 @torch.no_grad()
 def corrupt(images: torch.Tensor, draws: Draws,
             o: CorruptionOptions = CorruptionOptions()) -> Corrupted:

@@ -23,6 +23,7 @@ from ..data.settings import BadInput
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
          "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 
+# %% ../../nbs/parts/encoder.ipynb #bcbff9d0
 @dataclass(frozen=True)
 class EncoderConfig:
     "Architecture of a ViT encoder. Raises `BadInput` for sizes that do not fit together."

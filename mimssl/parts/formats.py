@@ -34,6 +34,7 @@ class Format:
     # width -> heads, where the usual number is not right
     num_heads: dict = field(default_factory=dict)
 
+# %% ../../nbs/parts/formats.ipynb #7d9cde55
 FORMATS = {
     "moca": Format(
         "the teacher",
@@ -224,6 +225,7 @@ def architecture_of(state: dict[str, torch.Tensor], num_heads: int | None = None
                 global_pool="token" if "cls_token" in state and "norm.weight" in state else "avg",
                 fc_norm="fc_norm.weight" in state)
 
+# %% ../../nbs/parts/formats.ipynb #b1cbe9d7
 def encoder_from(state: dict[str, torch.Tensor], num_heads: int | None = None) -> VisionTransformer:
     """The ViT of a timm state dict, in eval mode; it shares the tensors.
 
@@ -381,6 +383,7 @@ RELEASES = {  # name -> (address, first digits of its MD5 sum where published)
     },
 }
 
+# %% ../../nbs/parts/formats.ipynb #79cf6b65
 def fetch(name: str) -> Path:
     """The file of the release `name`, fetched if it is not there yet; what `keep_tensors` wrote
     beside it counts before it.
@@ -456,6 +459,7 @@ def kind_of(name_or_path) -> str | None:
     if timm.is_model(name.split(".")[0]): return "timm"
     return "release" if name in RELEASES else None
 
+# %% ../../nbs/parts/formats.ipynb #e168ef90
 def load(
     name_or_path,             # a file, a run's output folder, a name in `RELEASES`, or a timm model
     pretrained: bool = True,  # of a timm model: fetch its published weights
@@ -525,6 +529,7 @@ def read_mae_ct(
     method.load_state_dict({prefix + n: x for prefix, _, found in parts for n, x in found.items()})
     return method
 
+# %% ../../nbs/parts/formats.ipynb #6d107d07
 def write_mae_ct(method: nn.Module, folder) -> list[Path]:
     """The state of a `MAECT` as training checkpoints of the MAE-CT code in `folder`; returns the
     files.

@@ -182,6 +182,7 @@ WORDS = dict(paper="the paper's way", std="std of subsets", oracle="best thresho
              category="mean over classes", image="mean over images", i2t="image to text",
              t2i="text to image", fg="foreground")  # around a metric
 
+# %% ../../nbs/report/groups.ipynb #5556e8f7
 def label_of(method: str, note: str = "") -> str:
     "How `method` is written in figures and tables, with what tells it from others of that method."
     return NAMES.get(method, method) + (f" ({note})" if note else "")

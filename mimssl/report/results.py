@@ -132,6 +132,7 @@ def sweep_figure(records: list[dict], epochs: list[dict], title: str = "",
     right.legend(loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
+# %% ../../nbs/report/results.ipynb #14af0127
 def save_sweeps(sweeps: dict, outputs: Path, target: Path) -> list[Path]:
     """A figure sweep-NAME for each entry of `sweeps` in params.yaml, from outputs/ablate/NAME;
     returns the files.

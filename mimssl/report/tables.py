@@ -98,6 +98,7 @@ def _fit(widths: list[int], width: int | None) -> list[list[int]]:
         blocks[-1].append(i)
     return blocks
 
+# %% ../../nbs/report/tables.ipynb #b4ccb612
 def _block(head: list, body: list, widths: list[int], columns: list[int],
            table: Table) -> list[str]:
     "The lines of one block of columns."

@@ -217,6 +217,7 @@ def row_of(name: str) -> tuple[str, dict]:
                        f"{', '.join(known)}.")
     return known[name]
 
+# %% ../../nbs/training/bench.ipynb #4dd3e26f
 def make_row(name: str, encoder: EncoderConfig, batch_size: int,
              options: dict | None = None) -> Method:
     "The method of a row, with seeded weights."

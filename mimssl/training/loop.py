@@ -386,6 +386,7 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
     fit(run.method, tensors, run.about(), about, path, partial=True)
     fill_encoders(run.method, run.method.encoder, tensors)
 
+# %% ../../nbs/training/loop.ipynb #a5cc661c
 def starting_encoder(recipe: Recipe) -> VisionTransformer:
     """The encoder that `init` names, at the recipe's image size.
 
@@ -426,6 +427,7 @@ def check_images(dataset, smallest: int, data: str):
     seen.parent.mkdir(parents=True, exist_ok=True)
     seen.touch()
 
+# %% ../../nbs/training/loop.ipynb #ef8aad72
 def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path,
               init_dir: Path | None = None) -> Run:
     "A run at the step of its rolling checkpoint, or at its beginning."
@@ -523,6 +525,7 @@ def write_times(run: Run, key: str, first: int, seconds: float):
           "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
           "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
 
+# %% ../../nbs/training/loop.ipynb #484eaed1
 def stopped(recipe, seed, dataset, out_dir, rolling, init_dir, e: NotFinite) -> TrainingStopped:
     "Rebuild and save the state before the step that failed; returns the error to raise."
     path = rolling.with_name(f"before-step-{e.step}.pt")

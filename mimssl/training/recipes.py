@@ -148,6 +148,7 @@ class Weights:
 PRECISIONS = ("fp32", "bf16", "fp16")
 FORMAT = 1   # raised when the same recipe would train differently
 
+# %% ../../nbs/training/recipes.ipynb #bc95448f
 @dataclass(frozen=True)
 class Recipe:
     "What a training run computes. Raises `BadInput` for a value out of range."
@@ -257,6 +258,7 @@ def read_init(params: dict, name: str, init) -> Recipe | Weights:
                        f"timm model; name one of them.")
     return Weights(init)
 
+# %% ../../nbs/training/recipes.ipynb #551d76e8
 def read_recipe(
     params: dict,               # content of params.yaml; its entry `recipes` maps names to recipes
     name: str,                  # the recipe to read
