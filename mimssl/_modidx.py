@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mimssl.data.files.read_text': ('data/files.html#read_text', 'mimssl/data/files.py'),
                                    'mimssl.data.files.read_yaml': ('data/files.html#read_yaml', 'mimssl/data/files.py'),
                                    'mimssl.data.files.reason': ('data/files.html#reason', 'mimssl/data/files.py'),
+                                   'mimssl.data.files.refusal': ('data/files.html#refusal', 'mimssl/data/files.py'),
                                    'mimssl.data.files.replacing': ('data/files.html#replacing', 'mimssl/data/files.py'),
                                    'mimssl.data.files.running': ('data/files.html#running', 'mimssl/data/files.py'),
                                    'mimssl.data.files.short': ('data/files.html#short', 'mimssl/data/files.py'),

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'MACHINE', 'KINDS', 'error_number', 'disk_full', 'reason', 'temporary', 'abandoned', 'running', 'sweep',
-           'sync', 'replacing', 'glob_safe', 'new_file', 'write_text', 'write_json', 'append_text', 'locked',
+           'sync', 'replacing', 'refusal', 'glob_safe', 'new_file', 'write_text', 'write_json', 'append_text', 'locked',
            'open_lock', 'short', 'read_text', 'parsed', 'read_json', 'parse_json', 'plain', 'read_yaml', 'parse_yaml',
            'checksum', 'check_sum']
 
 # %% ../../nbs/data/files.ipynb #c82d8226
 import errno, fcntl, hashlib, json, os, platform, re, shutil, time, yaml, zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from .settings import BadInput
 
@@ -30,7 +30,7 @@ REASONS = {  # error number -> what it means, and what to do
 
 def error_number(error: BaseException) -> int | None:
     "The error number of the file system behind `error`, also where only the text holds it."
-    if isinstance(error, OSError): return error.errno
+    if isinstance(error, OSError) and error.errno is not None: return error.errno
     texts = {os.strerror(number): number for number in REASONS}
     return next((number for text, number in texts.items() if text in str(error)), None)
 
@@ -110,14 +110,20 @@ def replacing(path):
         os.replace(tmp, path)
         sync(path.parent)
     except BaseException as e:
-        refused = (error_number(e) in REASONS or isinstance(e, Exception) and path.parent.is_dir()
-                   and disk_full(e, path.parent))
-        if not (isinstance(e, OSError) and e.errno == errno.EROFS): tmp.unlink(missing_ok=True)
-        if isinstance(e, BadInput) or not refused: raise
-        kept = "the previous one is intact" if path.exists() else "nothing was lost before it"
-        if error_number(e) not in REASONS or disk_full(e, path.parent):
-            e = OSError(error_number(e) or errno.ENOSPC, "")
-        raise BadInput(f"{reason(e, path)[:-1]}; {kept}.") from None
+        with suppress(OSError): tmp.unlink(missing_ok=True)
+        told = refusal(e, path)
+        if told is None: raise
+        raise told from None
+
+def refusal(error: BaseException, path: Path) -> BadInput | None:
+    "What to say of an `error` while writing `path`; None where the file system had no part in it."
+    number = error_number(error)
+    if number not in REASONS and path.parent.is_dir() and disk_full(error, path.parent):
+        number = errno.ENOSPC
+    if isinstance(error, BadInput) or not isinstance(error, Exception) or number not in REASONS:
+        return None
+    kept = "the previous one is intact" if path.exists() else "nothing was lost before it"
+    return BadInput(f"{reason(OSError(number, ''), path)[:-1]}; {kept}.")
 
 def glob_safe(name: str) -> str:
     "`name` as a pattern that fits it alone."
@@ -129,6 +135,8 @@ def new_file(path: Path) -> int:
     try: return os.fstat(fd).st_mode & 0o777
     finally: os.close(fd)
 
+
+# %% ../../nbs/data/files.ipynb #ddbc2396
 def write_text(path, text: str) -> Path:
     "Replace the file `path` by `text` (UTF-8), atomically; folders are made."
     with replacing(path) as tmp: tmp.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -213,6 +221,8 @@ def read_text(path, remedy: str = "give a text file in UTF-8") -> str:
     except UnicodeDecodeError: raise BadInput(f"{path}: is not text in UTF-8; {remedy}.") from None
     except OSError as e: raise BadInput(reason(e, path)) from None
 
+
+# %% ../../nbs/data/files.ipynb #b668e2c7
 def parsed(read, text: str, kind, where: str, remedy: str):
     "What `read` makes of `text`, of the type `kind` (None: any)."
     try: found = read(text)
@@ -236,6 +246,7 @@ def parse_json(text, kind=dict, where: str = "the text", remedy: str = "write it
     "As `read_json`, for a text that came from `where`."
     return parsed(json.loads, text, kind, where, remedy)
 
+# %% ../../nbs/data/files.ipynb #b1a610d5
 def plain(value, at: str = ""):
     "`value` itself. Raises `ValueError` where it holds what JSON could not."
     if isinstance(value, dict):
