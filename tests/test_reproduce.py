@@ -2,8 +2,8 @@
 import hashlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.judged=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
          *(f"~study.suite.{name}" for name in ("lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg", "davis")),
          "study.suite.similarity.size=32", "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",

@@ -1,4 +1,4 @@
-"A tiny study in a folder of its own: pictures of stripes, settings and recipes. Used by the tests of training."
+"A tiny study in a folder of its own: pictures of stripes, settings and recipes."
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np, yaml
@@ -30,6 +30,7 @@ def environment(**more) -> dict:
     return {k: v for k, v in os.environ.items() if k not in outside} | {"OMP_NUM_THREADS": "1"} | more
 
 
-def python(home: Path, code: str, **env) -> subprocess.Popen:
-    "Start Python on `code` in the folder `home`."
-    return subprocess.Popen([sys.executable, "-c", code], cwd=home, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(home: Path, *argv, **env) -> subprocess.Popen:
+    "Start Python on a script of this folder, or on `-c` and code, in the folder `home`."
+    argv = [Path(__file__).with_name(a) if i == 0 and a != "-c" else a for i, a in enumerate(argv)]
+    return subprocess.Popen([sys.executable, *map(str, argv)], cwd=home, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
