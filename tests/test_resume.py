@@ -3,9 +3,11 @@ import signal
 from support.forks import Forks
 from support.tiny import make_study
 
-TRAIN = "import sys; from mimssl.cli import main; sys.exit(main('pretrain --recipe mae --out {out}'.split()))"
+TRAIN = ("import sys; from mimssl.cli import main; sys.exit(main('pretrain --recipe mae --out "
+         "{out}'.split()))")
 
-# before any checkpoint is written; while the second one is written, its temporary file cut in half; between two checkpoints
+# before any checkpoint is written; while the second one is written, its temporary file cut in half;
+# between two checkpoints
 AT_STEP = """
 import os, signal
 from mimssl.training.loop import Run
@@ -36,11 +38,13 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         status, text = run(TRAIN.format(out="whole"))
         assert status == 0, text
         assert not rolling(), "a finished run leaves no rolling checkpoint"
-        for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1), (AT_STEP.format(step=11), 1)):
+        for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1),
+                           (AT_STEP.format(step=11), 1)):
             status, text = run(kill + TRAIN.format(out="killed"))
             assert status == -signal.SIGKILL, text
             assert len(rolling()) == left
         status, text = run(TRAIN.format(out="killed"))
         assert status == 0, text
     for name in ("encoder.safetensors", "method.safetensors", "log.jsonl", "recipe.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
+        assert whole == killed, name

@@ -1,13 +1,16 @@
-"Pieces of Python in processes of their own that share one import of the library: a parent forks a child for each."
+"Pieces of Python in processes of their own, forked from a parent that imported the library once."
 import json, os, subprocess, sys, traceback
 from pathlib import Path
 if __package__: from .tiny import environment
 
 
 class Forks:
-    "A context manager whose call runs `code` in a new child and gives (exit status, negative for a signal; what it printed)."
+    """A context manager; a call runs `code` in a new child, and gives its exit status (negative for
+    a signal) and what it printed.
+    """
     def __init__(self, home: Path):
-        self.parent = subprocess.Popen([sys.executable, __file__], cwd=home, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.parent = subprocess.Popen([sys.executable, __file__], cwd=home, env=environment(),
+                                       text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self): return self
 
@@ -39,7 +42,7 @@ def child(code: str, printed: int):
 
 
 def main():
-    import mimssl.cli, mimssl.training.loop   # noqa: F401 -- what every child needs
+    import mimssl.cli, mimssl.training.loop   # noqa: F401
     for line in sys.stdin:
         read, write = os.pipe()
         if not (pid := os.fork()): child(json.loads(line), write)
