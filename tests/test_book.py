@@ -2,7 +2,7 @@
 import json, subprocess, sys
 from pathlib import Path
 import pytest
-from chromium import Chromium, find_chromium
+from support.chromium import Chromium, find_chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README", "nbs/methods/mae", "nbs/methods/moca", "nbs/papers/moca"]
