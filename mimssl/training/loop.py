@@ -29,6 +29,7 @@ from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
 from ..data.batched_views import ViewBatches, batched, finish_batch
 from ..data.image_cache import Form, needed, stored
+from ..data.workers import from_workers, loader_options
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from ..methods.method import At, Method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
@@ -147,10 +148,10 @@ def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: i
     fast = device.type != "cpu"
     source = view_batches(dataset, views, recipe, seed, finish=not fast)
     steps = batched(views) if fast and recipe.views != "pillow" else None
-    loader = DataLoader(source, batch_size=None, sampler=order, num_workers=settings().workers,
-                        collate_fn=as_it_is, pin_memory=device.type == "cuda",
-                        generator=torch.Generator())
-    for batch in loader:
+    loader = DataLoader(source, batch_size=None, sampler=order, collate_fn=as_it_is,
+                        pin_memory=device.type == "cuda", generator=torch.Generator(),
+                        **loader_options(settings().workers))
+    for batch in from_workers(loader):
         if isinstance(batch, BadInput): raise batch
         batch = {k: x.to(device, non_blocking=fast) if isinstance(x, torch.Tensor) else x
                  for k, x in batch.items()}
@@ -363,7 +364,7 @@ def plot_log(log: list[dict]):
     steps, epochs = ([line for line in log if line["kind"] == kind] for kind in ("step", "epoch"))
     plain = {"kind", "epoch", "step", "lr", "weight_decay", "grad_norm", "patch_similarity",
              "feature_std"}
-    fig, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80, layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     for term in sorted({k for line in steps for k in line} - plain):
         axes[0].plot([x["epoch"] for x in steps if term in x],
                      [x[term] for x in steps if term in x], label=term)
