@@ -8,7 +8,6 @@ __all__ = ['JITTER', 'PIECE', 'uniforms', 'crop_boxes', 'cut', 'Step', 'batched_
            'ViewBatches', 'facts', 'batched', 'finish_batch']
 
 # %% ../../nbs/data/batched_views.ipynb #633747e9
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch

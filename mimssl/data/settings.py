@@ -79,7 +79,7 @@ def settings(start: Path | None = None) -> Settings:
                     _number("image_cache", get("machine", "image_cache"), float),
                     {k: path(v) for k, v in ini["roots"].items()})
 
-
+# %% ../../nbs/data/settings.ipynb #6af38575
 def _number(name: str, text: str, kind):
     "A setting that is 'auto' (None) or a number of 0 or more."
     if text == "auto": return None

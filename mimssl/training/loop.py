@@ -126,7 +126,7 @@ class Requested(Dataset):
         self.args, self.views, self.process = (dataset, views, seed), None, None
 
     def __getitem__(self, requests: list[tuple[int, int]]) -> dict | BadInput:
-        if self.process != os.getpid():   # a process has an epoch of its own, since workers run ahead
+        if self.process != os.getpid():   # its epoch is its own, since workers run ahead
             self.views, self.process = ViewDataset(*self.args), os.getpid()
         try: return collate_views([self.views[request] for request in requests])
         except BadInput as error: return error

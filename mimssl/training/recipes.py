@@ -163,9 +163,7 @@ class Recipe:
     batch_size: int = 256              # images of one optimiser step, over all processes
     accumulate: int = 1                # micro-batches of one optimiser step
     optimiser: Optimiser = field(default_factory=Optimiser)
-    # how views are made: 'batched', from images stored at the size that they need; 'full', the same
-    # from whole images; 'pillow', one image at a time
-    views: str = "batched"
+    views: str = "batched"             # 'batched', 'full' (of whole images) or 'pillow' (one by one)
     precision: str = "fp32"            # 'fp32', 'bf16' or 'fp16'
     compile: bool = False              # torch.compile of the transformer blocks
     # the recipe whose final state, or the encoder whose weights, initialise this run
@@ -198,10 +196,7 @@ class Recipe:
         return o.base_lr * self.batch_size * o.views_per_image / 256 if o.lr is None else o.lr
 
     def steps_per_epoch(self, images: int, processes: int = 1) -> int:
-        """Whole batches in `images`.
-
-        Raises `BadInput` when there is none, or when the batch cannot be shared out.
-        """
+        "Whole batches in `images`. Raises `BadInput` for none, or one that cannot be shared out."
         if self.batch_size > images:
             raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} is larger than the "
                            f"data set '{self.dataset}' of {images} images; lower it.")
