@@ -17,7 +17,9 @@ def closest(name: str, known) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 def check_name(name: str, known, where: str, retired: dict[str, str] | None = None):
-    "Raises `BadInput` unless `name` is one of `known`; `retired` maps names of the past to those of today."
+    """Raises `BadInput` unless `name` is one of `known`; `retired` maps names of the past to those
+    of today.
+    """
     if name in known: return
     if now := (retired or {}).get(name):
         raise BadInput(f"{where} has no option '{name}' any more; it is called '{now}' now.")
@@ -29,8 +31,10 @@ IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str
             tuple: "a list", dict: "a mapping of names to values"}
 
 def typed(value, kind, where: str, single: bool = False):
-    """`value` as the annotated type `kind`: a type, a union, a tuple, a dictionary or a dataclass. Raises `BadInput`
-    naming `where`. `single`: a single value stands for a list of one, and an empty list is refused."""
+    """`value` as the annotated type `kind`: a type, a union, a tuple, a dictionary or a dataclass.
+    Raises `BadInput` naming `where`. `single`: a single value stands for a list of one, and an
+    empty list is refused.
+    """
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if kind in (object, inspect.Parameter.empty) or type(value) in kinds: return value
     for k in kinds:
@@ -43,33 +47,39 @@ def typed(value, kind, where: str, single: bool = False):
         if origin is tuple and isinstance(items, (list, tuple)) and (items or not single):
             return tuple(typed(v, inner[0] if inner else object, where) for v in items)
         if origin is dict and isinstance(value, dict):
-            return {k: typed(v, inner[1] if inner else object, f"{where}.{k}") for k, v in value.items()}
+            return {k: typed(v, inner[1] if inner else object, f"{where}.{k}")
+                    for k, v in value.items()}
     wanted = [IN_WORDS[typing.get_origin(k) or k] for k in kinds if k is not type(None)]
     if single: wanted = [w.replace("a list", "a list of one value or more") for w in wanted]
     raise BadInput(f"{where} is {value!r}; give {' or '.join(wanted)}.")
 
 # %% ../../nbs/data/options.ipynb #7c8e5a1e
 def build(cls, given: dict, where: str):
-    "The dataclass `cls` from the mapping `given`. Raises `BadInput` for an unknown name or a value of another type."
+    """The dataclass `cls` from the mapping `given`.
+
+    Raises `BadInput` for an unknown name or a value of another type.
+    """
     if not isinstance(given, dict): raise BadInput(f"{where} is {given!r}; give {IN_WORDS[dict]}.")
     kinds, known = typing.get_type_hints(cls), [f.name for f in fields(cls)]
     for name in given: check_name(name, known, where, getattr(cls, "retired", None))
-    return cls(**{name: typed(value, kinds[name], f"{where}.{name}") for name, value in given.items()})
+    return cls(**{name: typed(value, kinds[name], f"{where}.{name}")
+                  for name, value in given.items()})
 
 # %% ../../nbs/data/options.ipynb #59893d96
 def check_options(
-    o,                                            # a dataclass of options
-    positive: tuple[str, ...] = (),               # names of values above 0
-    share: tuple[str, ...] = (),                  # names of values in [0, 1]
-    least: dict[str, float] | None = None,        # name -> smallest value
-    choices: dict[str, tuple] | None = None,      # name -> known values
-    where: str = "",                              # what the sentence begins with, such as 'optimiser: '
+    o,                                        # a dataclass of options
+    positive: tuple[str, ...] = (),           # names of values above 0
+    share: tuple[str, ...] = (),              # names of values in [0, 1]
+    least: dict[str, float] | None = None,    # name -> smallest value
+    choices: dict[str, tuple] | None = None,  # name -> known values
+    where: str = "",                          # what the sentence begins with, such as 'optimiser: '
 ):
     "Raises `BadInput` for the first value that is out of its range; None passes."
     def refuse(name, remedy): raise BadInput(f"{where}{name} is {getattr(o, name)!r}; {remedy}.")
     given = lambda names: [name for name in names if getattr(o, name) is not None]
     for name in given(choices or {}):
-        if getattr(o, name) not in choices[name]: refuse(name, f"use {' or '.join(map(str, choices[name]))}")
+        if getattr(o, name) not in choices[name]:
+            refuse(name, f"use {' or '.join(map(str, choices[name]))}")
     for name in given(positive):
         if not getattr(o, name) > 0: refuse(name, "give a number above 0")
     for name in given(share):

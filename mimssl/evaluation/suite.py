@@ -142,8 +142,8 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
     """
     names, read = suite_names(suite), dict(bench.reading)
     given, specs = (
-        _options(names, options),
-        {n: None if evaluations()[n].wants is None else bench.spec(**evaluations()[n].wants) for n in names})
+        _options(names, options), {n: None if evaluations()[n].wants is None
+                                   else bench.spec(**evaluations()[n].wants) for n in names})
     rehearse(bench, specs, given)
     if outcomes: make_folder(outcomes, "the folder of outcomes")
     for split in ("train", "test"):

@@ -196,8 +196,8 @@ def whole_queue(options: type[HeadOptions], batch_size: int) -> dict:
 class MAECT(Method):
     "Head initialisation and contrastive tuning of a masked autoencoder (2304.10520)."
     Options = MAECTOptions
-    tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64, target_momentum=.9,
-                     stage="tune")}
+    tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64,
+                     target_momentum=.9, stage="tune")}
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'mae_ct'")

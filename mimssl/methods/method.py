@@ -38,8 +38,8 @@ class Method(nn.Module):
     Options: type | None = None        # the frozen dataclass of its options
     # our parameter prefix -> the official code's; the first that fits counts
     official: dict[str, str] = {}
-    # a name for each form that tests train on two processes -> options for a tiny encoder (32 pixels,
-    # patches of 8, 2 blocks); other forms are laid over the plain one, ""
+    # a name for each form that tests train on two processes -> options for a tiny encoder (32
+    # pixels, patches of 8, 2 blocks); other forms are laid over the plain one, ""
     tiny: dict[str, dict] = {"": {}}
 
     def views(self) -> dict[str, list]:
@@ -133,8 +133,8 @@ def find_method(name: str) -> type[Method]:
                        f"{', '.join(method_names())}, and package.module:Class of another package.")
     try: module = importlib.import_module(place if cls else f"{methods.__name__}.{place}")
     except ImportError as e:
-        raise BadInput(f"method '{name}' cannot be imported ({e}); install its package or put it on "
-                       f"PYTHONPATH.") from None
+        raise BadInput(f"method '{name}' cannot be imported ({e}); install its package or put it "
+                       f"on " f"PYTHONPATH.") from None
     wanted = cls or place.replace("_", "")
     for n, found in vars(module).items():
         same = n == cls if cls else n.lower() == wanted

@@ -12,8 +12,8 @@ import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np
 from pathlib import Path
 from ..data.records import read_records
 from ..data.settings import BadInput
-from .groups import (LOOKS, decimals, group, in_order, label_of, look_of, per_seed, score_name,
-                                  select, series, summarise, value_of)
+from .groups import (LOOKS, decimals, group, in_order, label_of, look_of, per_seed,
+                                  score_name, select, series, summarise, value_of)
 
 # %% ../../nbs/report/figures.ipynb #f6617ef1
 COLUMN, PAGE = 3.3, 6.9   # widths in inches of one column and of a page
@@ -22,8 +22,8 @@ COLUMN, PAGE = 3.3, 6.9   # widths in inches of one column and of a page
 def style() -> None:
     "Set matplotlib to this workbook's look; call it once in a notebook."
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    colours = [LOOKS[m].colour for m in ("mae", "moca", "cfm_vit", "mmc", "latent_mim", "mae_ct", "dino",
-                                    "mocov3", "mae_ct_aug", "ibot")]
+    colours = [LOOKS[m].colour for m in ("mae", "moca", "cfm_vit", "mmc", "latent_mim", "mae_ct",
+                                         "dino", "mocov3", "mae_ct_aug", "ibot")]
     mpl.rcParams.update({"figure.figsize": (COLUMN, 2.3), "figure.dpi": 100, "savefig.dpi": 200,
                          "figure.constrained_layout.use": True, "font.family": "DejaVu Sans",
                          "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,

@@ -318,7 +318,8 @@ def run_bench(
     encoder, device = (EncoderConfig(size, patch_size=patch_size, image_size=image_size),
                        pick_device(device or settings().device))
     if batch_size is None: batch_size = 8 if device.type == "cpu" else 128
-    names = [n.strip() for n in methods.split(",")] if methods else [*PEERS, *method_names(), *VARIANTS]
+    names = ([n.strip() for n in methods.split(",")] if methods
+             else [*PEERS, *method_names(), *VARIANTS])
     for name in names: row_of(name)
     print(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
           f"ViT-{size}/{patch_size} at {image_size} px, batch {batch_size}, "
