@@ -55,9 +55,9 @@ def lines_of(nodes: list[ast.stmt]) -> int: return sum(n.end_lineno - n.lineno +
 
 
 def draws(cell: dict) -> bool:
-    "Whether a picture or a table is among the outputs."
+    "Whether a picture, a table or rendered text is among the outputs."
     kinds = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
-    return any(kind.startswith(("image/", "text/html")) for kind in kinds)
+    return any(kind.startswith(("image/", "text/html", "text/markdown")) for kind in kinds)
 
 
 def tag_of(cell: dict, read_only: bool = False) -> str | None:
