@@ -126,6 +126,8 @@ def refusal(error: BaseException, path: Path) -> BadInput | None:
     what, remedy = REASONS[number]
     return BadInput(f"{path}: {what}; {kept}; {remedy}.")
 
+
+# %% ../../nbs/data/files.ipynb #e82c7de8
 def glob_safe(name: str) -> str:
     "`name` as a pattern that fits it alone."
     return re.sub(r"([*?[])", r"[\1]", name)
