@@ -451,17 +451,6 @@ def fill_encoders(method: Method, vit: VisionTransformer, loaded=()):
             module.load_state_dict(vit.state_dict())
     method.after_init()
 
-def check_images(dataset, smallest: int, data: str):
-    """Look at every image once for each data set and patch size.
-
-    Raises `BadInput` that names the first unusable file.
-    """
-    seen = settings().local / "checked" / f"{data}-{smallest}"
-    if rank() or seen.exists(): return
-    check(dataset, smallest)
-    seen.parent.mkdir(parents=True, exist_ok=True)
-    seen.touch()
-
 # %% ../../nbs/training/loop.ipynb #ef8aad72
 def check_images(dataset, smallest: int, data: str):
     """Look at every image once for each data set and patch size.
