@@ -32,7 +32,6 @@ from ..data.settings import BadInput, Stopped, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
 from ..data.batched_views import ViewBatches, batched, finish_batch
 from ..data.image_cache import Form, needed, stored
-from ..data.workers import from_workers, loader_options
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from ..data.workers import check_shared_memory, from_workers, loader_options, tensor_bytes
 from ..methods.method import At, Method, make_method
