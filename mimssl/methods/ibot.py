@@ -13,15 +13,15 @@ from timm.models import VisionTransformer
 from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import multi_crop
-from .dino import (cross_crop_loss, encode_crops, epoch_number, init_dino,
-                                 local_crop_size, mean_cosine, mean_entropy, move_centre,
-                                 teacher_temperature)
 from .method import At, Method
 from ..parts.blockwise import block_masks, mask_ratios
-from ..parts.encoder import EncoderConfig, build_encoder
+from ..parts.encoder import EncoderConfig, build_encoder, encode
 from ..parts.heads import IBOTHead
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine
+from ..parts.self_distillation import (cross_crop_loss, init_dino, local_crop_size,
+                                            mean_cosine, mean_entropy, move_centre,
+                                            teacher_temperature)
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/ibot.ipynb #4880bb99
@@ -190,28 +190,29 @@ class IBOT(Method):
     def masks(self, batch, draws, at) -> torch.Tensor:
         "This step's masks of the global crops, (2*B, L) bool on the CPU, crop-major."
         V, B = batch["global"].shape[:2]
-        return ibot_masks(draws, B, V, self.grid, self.options, epoch_number(at))
+        return ibot_masks(draws, B, V, self.grid, self.options, at.whole_epochs)
 
     @torch.no_grad()
     def tokenise(self, images: torch.Tensor, where: torch.Tensor):
         """Teacher on whole crops (N, 3, S, S): class logits (N, K), logits of the patches number
         `where` (M, K'), their mean over all patches (K'), and the patch tokens.
         """
-        tokens, head = encode_crops(self.teacher["encoder"], images), self.teacher["head"]
+        tokens, head = encode(self.teacher["encoder"], images), self.teacher["head"]
         z = head.bottleneck(tokens)  # (N, 1+L, 256)
         patches = z[:, 1:].flatten(0, 1)
         return (head.last_layer(z[:, 0]), head.last_layer2(patches[where]),
                 head.last_layer2(patches.float().mean(0)), tokens[:, 1:])
 
     def forward(self, batch, draws, at) -> dict:
-        images, epoch = batch["global"].flatten(0, 1), epoch_number(at)
+        images, epoch = batch["global"].flatten(0, 1), at.whole_epochs
         mask = self.masks(batch, draws, at)          # (2*B, L)
         where, mask = mask.flatten().nonzero()[:, 0].to(images.device), mask.to(images.device)
         teacher_cls, prototypes, mean, patches = self.tokenise(images, where)
         with draws.scope("drop_path"):
-            tokens = encode_crops(self.encoder, images, mask, self.mask_token)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
-                                    for g in self.crops if g != "global"]
+            tokens = encode(self.encoder, images, mask=mask, mask_token=self.mask_token)
+            cls = [tokens[:, 0]] + [
+                encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
+                for g in self.crops if g != "global"]
         masked = tokens[:, 1:].flatten(0, 1)[where]  # (M, D)
         cls = torch.cat(cls)
         z = self.head.bottleneck(torch.cat([cls, masked]))

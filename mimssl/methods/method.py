@@ -31,6 +31,9 @@ class At:
     @property
     def epoch(self) -> float: return self.progress * self.epochs       # epochs done, with fraction
 
+    @property
+    def whole_epochs(self) -> int: return int(self.step * self.epochs / self.total_steps)   # done
+
 # %% ../../nbs/methods/method.ipynb #2171ab14
 class Method(nn.Module):
     "One self-supervised method: a module with four parts."

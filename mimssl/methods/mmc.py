@@ -17,15 +17,15 @@ from timm.layers import trunc_normal_
 from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import PilBlur, multi_crop, to_normalised
-from .dino import (encode_crops, epoch_number, init_dino, local_crop_size,
-                                 mean_cosine, mean_entropy, move_centre, teacher_temperature)
 from .method import At, Method
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
-from ..parts.encoder import EncoderConfig, build_encoder, patchify
+from ..parts.encoder import EncoderConfig, build_encoder, encode, patchify
 from ..parts.heads import DINOHead, projection_mlp
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine
+from ..parts.self_distillation import (init_dino, local_crop_size, mean_cosine, mean_entropy,
+                                            move_centre, teacher_temperature)
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mmc.ipynb #5912ab16
@@ -263,17 +263,18 @@ class MMC(Method):
         noise, alien = (patch_cells(m.flatten(0, 1), size, self.patch_size)
                         for m in (corrupted.noise, corrupted.alien))  # (2*B, L, n)
         with draws.scope("drop_path"):
-            tokens = encode_crops(self.encoder, corrupted.images.flatten(0, 1))  # (2*B, 1+L, D)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
-                                    for g in self.crops if g != "global"]
+            tokens = encode(self.encoder, corrupted.images.flatten(0, 1))  # (2*B, 1+L, D)
+            cls = [tokens[:, 0]] + [
+                encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
+                for g in self.crops if g != "global"]
         with torch.no_grad():
-            teacher = (encode_crops(self.teacher["encoder"], images) if o.pat_weight
+            teacher = (encode(self.teacher["encoder"], images) if o.pat_weight
                        or o.cls_weight else tokens)
         terms = {}
         if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
         if o.pat_weight:
             terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien,
-                                        epoch_number(at))
+                                        at.whole_epochs)
         if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
         loss = sum(weight * terms[name] for name, weight in (
             ("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
