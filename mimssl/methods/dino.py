@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 from timm.models import VisionTransformer
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.views import multi_crop
 from .method import At, Method
 from ..parts.encoder import EncoderConfig, build_encoder, encode
@@ -105,16 +106,18 @@ class DINO(Method):
     def after_step(self, at: At):
         ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
-    def forward(self, batch, draws, at) -> dict:
-        epoch = at.whole_epochs
-        with torch.no_grad():
-            # (2*B, 1+L, D)
-            tokens = encode(self.teacher["encoder"], batch["global"].flatten(0, 1))
-            teacher = self.teacher["head"](tokens[:, 0])
-        with draws.scope("drop_path"):
-            cls = torch.cat([encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
-                             for g in self.crops])  # (S*B, D)
-        student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)
-        entropy = mean_entropy(self.loss.targets(teacher, epoch))
-        return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy,
-                "patch_similarity": mean_cosine(tokens[:, 1:])}
+# %% ../../nbs/methods/dino.ipynb #370246fd
+@patch_to(DINO)
+def forward(self, batch, draws, at) -> dict:
+    epoch = at.whole_epochs
+    with torch.no_grad():
+        # (2*B, 1+L, D)
+        tokens = encode(self.teacher["encoder"], batch["global"].flatten(0, 1))
+        teacher = self.teacher["head"](tokens[:, 0])
+    with draws.scope("drop_path"):
+        cls = torch.cat([encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
+                         for g in self.crops])  # (S*B, D)
+    student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)
+    entropy = mean_entropy(self.loss.targets(teacher, epoch))
+    return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy,
+            "patch_similarity": mean_cosine(tokens[:, 1:])}
