@@ -212,7 +212,12 @@ class StoredImages(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         i = range(len(self))[i]
-        return {"image": Image.fromarray(self.pixels(i).numpy())} | self.known(i)
+        source, number = origin(self.dataset, i)
+        if isinstance(source, Source):
+            return {"image": Image.fromarray(self.pixels(i).numpy())} | self.known(i)
+        item = source[number]                              # opened once
+        size = stored_size(item["image"].size, self.form)
+        return item | {"image": shrink(item["image"], size, self.form)}
 
 # %% ../../nbs/data/image_cache.ipynb #b2768962
 def stored(dataset, form: Form = Form(), data: str | None = None) -> StoredImages:

@@ -8,7 +8,8 @@ __all__ = ['POSITIONS', 'FeatureSpec', 'check_encoder', 'resolve', 'pool_tokens'
            'pixel_features']
 
 # %% ../../nbs/evaluation/features.ipynb #894fb3a1
-import copy, hashlib, json, os, shutil
+import copy, hashlib, json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -17,6 +18,8 @@ from PIL import Image
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch.utils.data import DataLoader, Dataset
+from ..data.files import reason
+from ..data.image_cache import Form, stored, whole_folder
 from ..data.progress import Tally, track
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
@@ -188,8 +191,9 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
     `dataset`.
     """
     run, s = prepare(vit, specs, device), specs[0]
+    small = stored(dataset, Form(s.resize, s.interpolation))   # decoded once for all encoders
     loader = DataLoader(
-        _Viewed(dataset, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
+        _Viewed(small, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
         num_workers=settings().workers if workers is None else workers,
         pin_memory=torch.device(device).type == "cuda")
     with Tally("features", len(dataset), show=progress) as tally:
@@ -229,29 +233,25 @@ def _read(folder: Path, about: dict):
 
 # %% ../../nbs/evaluation/features.ipynb #dc5a5dcd
 class _Sink:
-    "A folder of features that is being written; it appears under its name when it is complete."
+    "Features that are being written into a folder, piece by piece: a full disk is an error here."
     def __init__(self, folder: Path, about: dict, count: int, half: bool):
-        self.folder, self.about, self.count, self.half, self.done, self.out = (
-            folder, about, count, half, 0, None)
-        self.tmp = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        self.tmp.mkdir(parents=True, exist_ok=True)
+        self.folder, self.about, self.count = folder, about, count
+        self.dtype, self.file = np.dtype(np.float16 if half else np.float32), None
 
     def add(self, x: torch.Tensor):
-        if self.out is None:
-            self.out = np.lib.format.open_memmap(self.tmp / "features.npy", "w+",
-                                                 np.float16 if self.half else np.float32,
-                                                 (self.count, *x.shape[1:]))
-        self.out[self.done:self.done + len(x)] = x.numpy()
-        self.done += len(x)
+        if self.file is None:
+            self.file = open(self.folder / "features.npy", "wb")
+            np.lib.format.write_array_header_1_0(self.file, dict(
+                descr=np.lib.format.dtype_to_descr(self.dtype), fortran_order=False,
+                shape=(self.count, *x.shape[1:])))
+        self.file.write(np.ascontiguousarray(x.numpy(), self.dtype).data)
 
     def close(self, labels: torch.Tensor):
-        self.out.flush()
-        self.out = np.save(self.tmp / "labels.npy", labels.numpy())  # (drops the memory map)
-        sums = {name: _sample_hash(self.tmp / name) for name in ("features.npy", "labels.npy")}
-        (self.tmp / "about.json").write_text(json.dumps({"about": self.about, "sums": sums},
-                                                        indent=1))
-        try: os.replace(self.tmp, self.folder)
-        except OSError: shutil.rmtree(self.tmp)  # another process was faster
+        self.file.close()
+        np.save(self.folder / "labels.npy", labels.numpy())
+        sums = {name: _sample_hash(self.folder / name) for name in ("features.npy", "labels.npy")}
+        (self.folder / "about.json").write_text(json.dumps({"about": self.about, "sums": sums},
+                                                           indent=1))
 
 # %% ../../nbs/evaluation/features.ipynb #aeacdd3d
 def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
@@ -268,6 +268,12 @@ def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
             labels.append(y)
             for spec, x in zip(same, features): add(spec, x)
     return torch.cat(labels)
+
+
+def _fill(sinks: dict, vit, dataset, device, **options):
+    "Write the features of each spec into its sink."
+    labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x), **options)
+    for sink in sinks.values(): sink.close(labels)
 
 # %% ../../nbs/evaluation/features.ipynb #6070198e
 def extract_all(
@@ -294,12 +300,13 @@ def extract_all(
         about = {"encoder": encoder, "data": data, "spec": json.loads(json.dumps(asdict(spec)))}
         folders[spec] = Path(cache or settings().local / "features") / hashlib.blake2b(
             json.dumps(about).encode(), digest_size=8).hexdigest(), about
-    sinks = {spec: _Sink(folder, about, len(dataset), spec.half)
-             for spec, (folder, about) in folders.items() if not folder.exists()}
-    if sinks:
-        labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x),
-                       **options)
-        for sink in sinks.values(): sink.close(labels)
+    missing = {spec: where for spec, where in folders.items() if not where[0].exists()}
+    try:
+        with ExitStack() as whole:
+            sinks = {spec: _Sink(whole.enter_context(whole_folder(folder)), about, len(dataset),
+                                 spec.half) for spec, (folder, about) in missing.items()}
+            if sinks: _fill(sinks, vit, dataset, device, **options)
+    except OSError as error: raise BadInput(reason(error)) from None
     return [_read(*folders[spec]) for spec in specs]
 
 # %% ../../nbs/evaluation/features.ipynb #c51bc009
