@@ -68,7 +68,7 @@ def decode(dataset, i: int, form: Form = Form()) -> Image.Image:
         return shrink(image, stored_size(image.size, form), form)
     path = dataset.files[i]
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             if hasattr(dataset, "agree"): dataset.agree(i, image.size)
             size = stored_size(image.size, form)
             if form.draft: image.draft("RGB", size)
@@ -151,7 +151,7 @@ def estimate(dataset, form: Form, sample: int = 64) -> float:
     sizes = []
     for i in np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int).tolist():
         source, i = origin(dataset, i)
-        with Image.open(source.files[i]) as image: w, h = image.size
+        with source.files[i].open("rb") as file, Image.open(file) as image: w, h = image.size
         factor = min(1., form.side / min(w, h)) if form.side else 1.
         sizes.append(3 * w * h * factor ** 2)
     return len(dataset) * float(np.mean(sizes))
@@ -184,8 +184,7 @@ class StoredImages(Dataset):
         self._open()
 
     def _open(self):
-        found = read_pixels(self.folder) if self.folder else None
-        self.mapped, self.index = found or (None, None)
+        self.mapped, self.index = self.folder and read_pixels(self.folder) or (None, None)
 
     # a process maps the file itself
     def __getstate__(self): return self.__dict__ | {"mapped": None, "index": None}

@@ -28,7 +28,8 @@ def read_image(path) -> Image.Image:
     Raises `BadInput` for a file that cannot be decoded.
     """
     try:
-        with Image.open(path) as image: return image.convert("RGB")
+        file = path if hasattr(path, "open") else Path(path)   # or a member of a shard
+        with file.open("rb") as opened, Image.open(opened) as image: return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file "
                        f"again or delete it.") from None
@@ -493,7 +494,11 @@ def entry(name: str) -> Entry:
     Raises `BadInput` for an unknown name.
     """
     if name in CATALOGUE: return CATALOGUE[name]
-    if name in settings().roots:
+    root = settings().roots.get(name)
+    if root and any((root / split / "shards.json").is_file() for split in ("train", "val")):
+        return Entry(name, "shards", {"index": "{split}/shards.json"}, ("train", "val"),
+                     "python -m mimssl data shard")
+    if root:
         return Entry(name, "folders", _FOLDERS, ("train", "val"),
                      "the folder named in settings.ini")
     raise BadInput(f"data set '{name}' is unknown; use one of {', '.join(CATALOGUE)}, or name its "
@@ -564,6 +569,9 @@ def _opened(name: str, split: str) -> Source:
     e, root, parts = _parts(name, split)
     if e.format == "folders": return ClassFolders(root, **parts)
     if e.format in ("coco", "lvis"): return Coco(root, **parts)
+    if e.format == "shards":
+        from mimssl.data.shards import Shards
+        return Shards(root, **parts)
     if e.format == "davis": return Davis(root, **parts)
     if e.format == "labels": return label_folders(root, **parts, ignore=e.ignore)
     if e.format == "captions": return Captioned(root, **parts, split=split)
@@ -600,7 +608,7 @@ def _size(path: Path, decode: bool, ids: bool = False) -> tuple[int, int]:
     Raises `BadInput` where it cannot be read, or has colours in place of `ids`.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             size = image.size
             if ids and len(image.getbands()) > 1: raise _colours(path, image.mode)
             if decode:
