@@ -571,7 +571,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     # a terminal of another encoding gets escapes, not an error
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError): stream.reconfigure(errors="backslashreplace")
+        with suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")
     try: before = signal.signal(signal.SIGTERM, ended)
     except ValueError: before = None                      # not in the main thread
     alone = True

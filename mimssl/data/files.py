@@ -294,5 +294,6 @@ def check_sum(path, record: str = "recipe.json"):
     try: wanted = json.loads((path.parent / record).read_text("utf-8"))["files"][path.name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError): return
     if checksum(path) != wanted:
-        raise BadInput(f"{path}: is not the file that {record} beside it describes; it was cut or "
-                       f"changed: train the run again, or restore the file.")
+        raise BadInput(f"{path}: is damaged, not the file that {record} beside it describes; "
+                       f"train the run again, or restore the file.")
+
