@@ -633,6 +633,7 @@ def is_done(out_dir: Path, key: str) -> bool:
               f"missing; the run starts again.", flush=True)
     return not wrong
 
+# %% ../../nbs/training/loop.ipynb #72225a4c
 def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
