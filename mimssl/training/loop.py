@@ -7,8 +7,8 @@ __all__ = ['Measured', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rat
            'Requested', 'view_batches', 'as_it_is', 'batches', 'collapse', 'monitor_images', 'GatheredBatchNorm',
            'synchronise', 'check_batch_norm', 'Progress', 'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run',
            'note', 'watch', 'plot_log', 'load_start', 'starting_encoder', 'fill_encoders', 'check_images', 'build_run',
-           'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders', 'others', 'clear', 'finish',
-           'write_times', 'stopped']
+           'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders', 'others', 'clear', 'is_done',
+           'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -25,7 +25,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from ..data.files import checksum, read_json, sweep, write_json
+from ..data.files import checksum, read_json, sweep, write_json, write_text
 from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, Stopped, pick_device, settings
@@ -632,9 +632,8 @@ def is_done(out_dir: Path, key: str) -> bool:
         print(f"{out_dir / wrong[0]} is not the file that recipe.json describes: cut, changed or "
               f"missing; the run starts again.", flush=True)
     return not wrong
-<<<<<<< /tmp/tmpfu_v1oji/x
-=======
 
+# %% ../../nbs/training/loop.ipynb #72225a4c
 def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
@@ -645,36 +644,9 @@ def finish(run: Run, out_dir: Path, key: str, data: str):
     content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
                "steps": run.total, "recipe": result_of(run.recipe),
                "files": {f: checksum(out_dir / f) for f in RESULTS}}
-    write_json(out_dir / "recipe.json", content, sort_keys=True)
-
-def write_times(run: Run, key: str, first: int, seconds: float):
-    "How fast this session was, appended to times.jsonl in the scratch folder."
-    images = (run.total - first) * run.recipe.batch_size
-    memory = (torch.cuda.max_memory_allocated() if run.device.type == "cuda"
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    append_records(
-        settings().local / "times.jsonl",
-        [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first,
-          "steps": run.total, "seconds": seconds, "images_per_second": images / seconds,
-          "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
-          "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
->>>>>>> /tmp/tmpfu_v1oji/z
-
-# %% ../../nbs/training/loop.ipynb #72225a4c
-def finish(run: Run, out_dir: Path, key: str, data: str):
-    "Write the results; recipe.json last, since it says that the others are complete."
-    (out_dir / "recipe.json").unlink(missing_ok=True)
-    with replacing(out_dir / "encoder.safetensors") as tmp:
-        save_encoder(tmp, run.method.evaluated())
-    save_weights(out_dir / "method.safetensors", run.method,
-                 run.about() | {"fingerprint": key, "seed": run.seed})
-    write_records(out_dir / "log.jsonl", run.log)
-    content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
-               "steps": run.total, "recipe": result_of(run.recipe),
-               "files": {f: checksum(out_dir / f) for f in RESULTS}}
     parameters = sum(p.numel() for p in run.method.evaluated().parameters())
-    with replacing(out_dir / "MODEL_CARD.md") as tmp:
-        tmp.write_text(model_card(content, type(run.method).__doc__ or "", parameters, run.log))
+    card = model_card(content, type(run.method).__doc__ or "", parameters, run.log)
+    write_text(out_dir / "MODEL_CARD.md", card)
     write_json(out_dir / "recipe.json", content, sort_keys=True)
 
 def write_times(run: Run, key: str, first: int, seconds: float):
