@@ -189,9 +189,7 @@ class StoredImages(Dataset):
     # a process maps the file itself
     def __getstate__(self): return self.__dict__ | {"mapped": None, "index": None}
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._open()
+    def __setstate__(self, state): self.__init__(*(state[k] for k in ("dataset", "form", "folder")))
 
     def __len__(self): return len(self.dataset)
 
@@ -214,9 +212,9 @@ class StoredImages(Dataset):
         source, number = origin(self.dataset, i)
         if isinstance(source, Source):
             return {"image": Image.fromarray(self.pixels(i).numpy())} | self.known(i)
-        item = source[number]                              # opened once
-        size = stored_size(item["image"].size, self.form)
-        return item | {"image": shrink(item["image"], size, self.form)}
+        item = source[number]
+        image = shrink(item["image"], stored_size(item["image"].size, self.form), self.form)
+        return item | {"image": image}
 
 # %% ../../nbs/data/image_cache.ipynb #b2768962
 def stored(dataset, form: Form = Form(), data: str | None = None) -> StoredImages:

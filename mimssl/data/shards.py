@@ -104,7 +104,7 @@ class Members(Sequence):
         shard, at, size = self.rows[i, :3].tolist()
         return Member(self.shards[shard], at, size)
 
-
+# %% ../../nbs/data/shards.ipynb #5a40dc7f
 class Shards(Source):
     """Samples of a folder of shards.
 

@@ -8,8 +8,7 @@ __all__ = ['POSITIONS', 'FeatureSpec', 'check_encoder', 'resolve', 'pool_tokens'
            'pixel_features']
 
 # %% ../../nbs/evaluation/features.ipynb #894fb3a1
-import copy, hashlib, json
-from contextlib import ExitStack
+import copy, hashlib, json, os, shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -18,9 +17,9 @@ from PIL import Image
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch.utils.data import DataLoader, Dataset
-from ..data.files import reason
-from ..data.image_cache import Form, stored, whole_folder
+from ..data.image_cache import Form, stored
 from ..data.progress import Tally, track
+from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from ..parts.encoder import resize_positions
@@ -228,30 +227,48 @@ def _read(folder: Path, about: dict):
                 raise BadInput(f"the cached features are of another {key}: {repair}.")
         if found["sums"] != sums: raise BadInput(f"the cached features are damaged: {repair}.")
         return tuple(torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in sums)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except BadInput: raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise BadInput(f"the cached features cannot be read: {repair}.") from None
 
 # %% ../../nbs/evaluation/features.ipynb #dc5a5dcd
 class _Sink:
-    "Features that are being written into a folder, piece by piece: a full disk is an error here."
+    "A folder of features that is being written; it appears under its name when it is complete."
     def __init__(self, folder: Path, about: dict, count: int, half: bool):
         self.folder, self.about, self.count = folder, about, count
-        self.dtype, self.file = np.dtype(np.float16 if half else np.float32), None
+        self.kind, self.out = np.dtype(np.float16 if half else np.float32), None
+        sweep(folder.parent)                                 # what killed processes left
+        self.tmp = temporary(folder)
+        self.tmp.mkdir(parents=True)
 
     def add(self, x: torch.Tensor):
-        if self.file is None:
-            self.file = open(self.folder / "features.npy", "wb")
-            np.lib.format.write_array_header_1_0(self.file, dict(
-                descr=np.lib.format.dtype_to_descr(self.dtype), fortran_order=False,
-                shape=(self.count, *x.shape[1:])))
-        self.file.write(np.ascontiguousarray(x.numpy(), self.dtype).data)
+        if self.out is None:
+            self.out = open(self.tmp / "features.npy", "wb")
+            np.lib.format.write_array_header_1_0(self.out, {
+                "descr": self.kind.str, "fortran_order": False,
+                "shape": (self.count, *x.shape[1:])})
+        # no memory map: a full disk would end the process
+        try: self.out.write(x.numpy().astype(self.kind).tobytes())
+        except OSError as e: self.give_up(e)
 
     def close(self, labels: torch.Tensor):
-        self.file.close()
-        np.save(self.folder / "labels.npy", labels.numpy())
-        sums = {name: _sample_hash(self.folder / name) for name in ("features.npy", "labels.npy")}
-        (self.folder / "about.json").write_text(json.dumps({"about": self.about, "sums": sums},
-                                                           indent=1))
+        try:
+            self.out.flush()
+            self.out.close()
+            np.save(self.tmp / "labels.npy", labels.numpy())
+            sums = {name: _sample_hash(self.tmp / name) for name in ("features.npy", "labels.npy")}
+            write_json(self.tmp / "about.json", {"about": self.about, "sums": sums})
+            for name in sums: sync(self.tmp / name)
+            os.replace(self.tmp, self.folder)
+        except OSError as e:
+            if not (self.folder / "about.json").is_file(): self.give_up(e)
+            shutil.rmtree(self.tmp)                          # another process was faster
+
+    def give_up(self, error: OSError):
+        "Raises `BadInput` that names the folder and the reason."
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        raise BadInput(reason(OSError(error.errno, error.strerror), self.folder)) from None
+
 
 # %% ../../nbs/evaluation/features.ipynb #aeacdd3d
 def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
@@ -268,12 +285,6 @@ def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
             labels.append(y)
             for spec, x in zip(same, features): add(spec, x)
     return torch.cat(labels)
-
-
-def _fill(sinks: dict, vit, dataset, device, **options):
-    "Write the features of each spec into its sink."
-    labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x), **options)
-    for sink in sinks.values(): sink.close(labels)
 
 # %% ../../nbs/evaluation/features.ipynb #6070198e
 def extract_all(
@@ -300,13 +311,12 @@ def extract_all(
         about = {"encoder": encoder, "data": data, "spec": json.loads(json.dumps(asdict(spec)))}
         folders[spec] = Path(cache or settings().local / "features") / hashlib.blake2b(
             json.dumps(about).encode(), digest_size=8).hexdigest(), about
-    missing = {spec: where for spec, where in folders.items() if not where[0].exists()}
-    try:
-        with ExitStack() as whole:
-            sinks = {spec: _Sink(whole.enter_context(whole_folder(folder)), about, len(dataset),
-                                 spec.half) for spec, (folder, about) in missing.items()}
-            if sinks: _fill(sinks, vit, dataset, device, **options)
-    except OSError as error: raise BadInput(reason(error)) from None
+    sinks = {spec: _Sink(folder, about, len(dataset), spec.half)
+             for spec, (folder, about) in folders.items() if not folder.exists()}
+    if sinks:
+        labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x),
+                       **options)
+        for sink in sinks.values(): sink.close(labels)
     return [_read(*folders[spec]) for spec in specs]
 
 # %% ../../nbs/evaluation/features.ipynb #c51bc009

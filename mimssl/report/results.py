@@ -10,9 +10,9 @@ __all__ = ['WRITERS', 'read_found', 'trained_runs', 'read_study', 'study_records
 # %% ../../nbs/report/results.ipynb #218fc7b2
 from pathlib import Path
 import numpy as np
-import yaml
 from ..data.records import read_records
-from ..data.settings import settings
+from ..data.files import read_yaml, write_text
+from ..data.settings import BadInput, settings
 from .groups import (decimals, describe, differing, group, score_name, select,
                                   summarise, value_of)
 from .tables import Cell, Table, to_html, to_latex, to_markdown, to_text
@@ -24,11 +24,13 @@ def read_found(*paths) -> list[dict]:
 
 def trained_runs(study: dict) -> list[str]:
     "Names of the trained runs that the entry `study` of params.yaml has evaluated: recipe-sSEED."
+    if "judged" in study and "evaluated" not in study:
+        raise BadInput("study.judged of params.yaml is called study.evaluated now; rename it.")
     return [f"{recipe}-s{seed}" for recipe in study["evaluated"] for seed in study["seeds"]]
 
 def read_study(entry: str = "study", root: Path | None = None) -> dict:
     "The entry `study`, or another one, of params.yaml."
-    return yaml.safe_load(((root or settings().root) / "params.yaml").read_text())[entry]
+    return read_yaml((root or settings().root) / "params.yaml")[entry]
 
 def study_records(study: dict, outputs: Path, so_far: bool = False) -> list[dict]:
     """Records of all runs of the study.
@@ -87,9 +89,7 @@ def save_tables(tables: list[Table], stem) -> list[Path]:
     "Write `tables` as stem.txt, .md, .html and .tex; folders are made."
     files = {Path(f"{stem}{suffix}"): form
              for suffix, form in zip((".txt", ".md", ".html", ".tex"), WRITERS)}
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    for path, form in files.items():
-        path.write_text(write_tables(tables, form) + "\n", encoding="utf-8")
+    for path, form in files.items(): write_text(path, write_tables(tables, form) + "\n")
     return list(files)
 
 # %% ../../nbs/report/results.ipynb #a12c634f
