@@ -80,7 +80,7 @@ def resolve(spec: FeatureSpec, vit) -> FeatureSpec:
                        f"true.")
     spec.blocks(len(vit.blocks))
     size, patch = spec.size or vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if size % patch or size < patch:
+    if not getattr(vit, "pooled", False) and (size % patch or size < patch):
         raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
                        f"is.")
     layer = tuple(spec.layer) if isinstance(spec.layer, list) else spec.layer
