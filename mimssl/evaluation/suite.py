@@ -188,6 +188,8 @@ def evaluate(
     outcomes=None,  # folder for the outcome of each image, of the evaluations that know it
     # also records with the most memory of each evaluation, and with the speed of reading features
     memory: bool = False,
+    part: str | None = None,        # of a checkpoint with several encoders: the prefix of one
+    num_heads: int | None = None,   # of a checkpoint of an unusual width
     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
     **bench,
 ) -> list[dict]:
@@ -197,7 +199,7 @@ def evaluate(
     """
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
-    vit = load_model(model) if isinstance(model, str) else model
+    vit = (load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model)
     folder = (Path(model).parent if isinstance(model, str)
               and Path(model).name == "encoder.safetensors" else None)
     bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), folder=folder, **bench)
