@@ -1,4 +1,7 @@
-"Any vision network of timm: its features are timm's own, or it is refused by name. MIMSSL_ALL_BACKBONES=1 walks the long list."
+"""Any vision network of timm: its features are timm's own, or it is refused by name.
+
+MIMSSL_ALL_BACKBONES=1 walks the long list.
+"""
 import os
 import pytest, timm, torch
 from mimssl.data.settings import BadInput
@@ -57,7 +60,9 @@ def test_patches_lie_on_a_grid(name):
 
 
 def test_rotary_positions_and_registers_at_two_sizes():
-    "DINOv3's form: the tokens of a smaller image are those of the network set to that size by timm."
+    """DINOv3's form: the tokens of a smaller image are those of the network set to that size by
+    timm.
+    """
     torch.manual_seed(0)
     kw = dict(num_classes=0, depth=2)
     model = timm.create_model("vit_small_patch16_dinov3", **kw).eval()
@@ -76,4 +81,5 @@ def test_rotary_positions_and_registers_at_two_sizes():
 def test_what_cannot_work_is_refused_by_name():
     with pytest.raises(BadInput, match="'crossvit_tiny_240'.*give squares of whole patches"):
         name = "crossvit_tiny_240"
-        patch_grid(as_encoder(timm.create_model(name, num_classes=0), name), torch.zeros(1, 3, 240, 240))
+        patch_grid(as_encoder(timm.create_model(name, num_classes=0), name),
+                   torch.zeros(1, 3, 240, 240))

@@ -80,6 +80,7 @@ def backbone_grid(vit: Backbone, images: torch.Tensor, blocks: list[int], norm: 
     grids = vit.at_size(H).tokens(own_pixels(vit, images), [(b, norm) for b in blocks])
     return torch.cat([patches for _, patches in grids], 3)
 
+# %% ../../nbs/evaluation/dense.ipynb #3cec07f7
 @torch.no_grad()
 def patch_grid(
     vit,                           # any timm VisionTransformer, in eval mode

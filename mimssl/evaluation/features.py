@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.layers import PatchEmbed
-from timm.models import VisionTransformer
 from torch.utils.data import DataLoader, Dataset
 from ..data.progress import Tally, track
 from ..data.files import reason, sweep, sync, temporary, write_json
@@ -55,8 +53,8 @@ class FeatureSpec:
 def check_encoder(vit):
     "Raises `BadInput` for an encoder that is neither a plain ViT of timm nor a `Backbone`."
     if not (is_plain(vit) or isinstance(vit, Backbone)):
-        raise BadInput(f"the encoder is a {type(vit).__name__}, and neither a plain ViT of timm nor "
-                       f"a Backbone; wrap it by mimssl.parts.backbone.as_encoder.")
+        raise BadInput(f"the encoder is a {type(vit).__name__}, and neither a plain ViT of timm "
+                       f"nor " f"a Backbone; wrap it by mimssl.parts.backbone.as_encoder.")
     if is_plain(vit): as_encoder(vit)                     # refuses other channels than 3
 
 # %% ../../nbs/evaluation/features.ipynb #13534d24
@@ -107,7 +105,8 @@ def embed_backbone(vit: Backbone, images: torch.Tensor, specs: list[FeatureSpec]
     """`embed_all` for a network that is no plain ViT; one without tokens gives timm's pooled
     features.
     """
-    if vit.pooled and all(spec.pooling == "mean" for spec in specs): return [vit(images)] * len(specs)
+    if vit.pooled and all(spec.pooling == "mean" for spec in specs):
+        return [vit(images)] * len(specs)
     wanted = [[(b, spec.norm) for b in spec.blocks(len(vit.blocks))] for spec in specs]
     keys = list(dict.fromkeys(key for w in wanted for key in w))
     found = dict(zip(keys, vit.tokens(images, keys)))

@@ -87,10 +87,12 @@ def tokens(self: Backbone, images: torch.Tensor, wanted: list[tuple[int, bool]])
         options = dict(indices=blocks, norm=norm, intermediates_only=True, output_fmt="NCHW")
         try:
             maps = (self.model.forward_intermediates(images, return_prefix_tokens=True, **options)
-                    if self.num_prefix_tokens else self.model.forward_intermediates(images, **options))
+                    if self.num_prefix_tokens
+                    else self.model.forward_intermediates(images, **options))
         except (TypeError, AssertionError) as e:
             raise BadInput(f"'{self.name}': its layers cannot be read "
-                           f"{'with' if norm else 'without'} norm ({e}); take layer last.") from None
+                           f"{'with' if norm else 'without'} norm ({e}); take layer "
+                           f"last.") from None
         for b, x in zip(blocks, maps):
             x, prefix = x if isinstance(x, tuple) else (x, None)
             x = x.permute(0, 2, 3, 1)
@@ -104,6 +106,7 @@ def tokens(self: Backbone, images: torch.Tensor, wanted: list[tuple[int, bool]])
 
 Backbone.tokens = tokens
 
+# %% ../../nbs/parts/backbone.ipynb #938e1311
 def at_size(self: Backbone, size: int) -> Backbone:
     """A copy for images of `size` x `size` pixels, its weights shared where timm shares them.
 
@@ -140,7 +143,10 @@ Backbone.fresh = fresh
 
 # %% ../../nbs/parts/backbone.ipynb #f9caba11
 def as_encoder(model: nn.Module, name: str = ""):
-    "`model` itself if it is a plain ViT, else as a `Backbone`. Raises `BadInput` for what is neither."
+    """`model` itself if it is a plain ViT, else as a `Backbone`.
+
+    Raises `BadInput` for what is neither.
+    """
     if is_plain(model):
         if model.patch_embed.proj.in_channels != 3:
             raise BadInput(f"the encoder wants {model.patch_embed.proj.in_channels} channels, and "
@@ -151,5 +157,6 @@ def as_encoder(model: nn.Module, name: str = ""):
 def need_plain(vit, what: str):
     "Raises `BadInput` unless `vit` is a plain ViT, for what is defined on nothing else."
     if isinstance(vit, Backbone):
-        raise BadInput(f"{what} needs a plain ViT, and '{vit.name}' is a {type(vit.model).__name__}; "
+        raise BadInput(f"{what} needs a plain ViT, and '{vit.name}' is "
+                       f"a {type(vit.model).__name__}; "
                        f"choose a vit_* model, or another evaluation.")

@@ -235,7 +235,8 @@ def architecture_of(state: dict[str, torch.Tensor], num_heads: int | None = None
     heads = num_heads or usual.get(D, D // 64)
     if not heads or D % heads:
         raise BadInput(f"an encoder {D} wide has no usual number of heads"
-                       f"{f', and {heads} does not divide it' if heads else ''}; give num_heads (--num-heads).")
+                       f"{f', and {heads} does not divide it' if heads else ''}; give num_heads "
+                       f"(--num-heads).")
     scale = state.get("blocks.0.ls1.gamma")
     return dict(img_size=math.isqrt(patches) * kernel.shape[2], patch_size=kernel.shape[2],
                 in_chans=kernel.shape[1], embed_dim=D, num_heads=heads,
@@ -483,6 +484,7 @@ def is_timm_folder(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file() and not (
         path / "encoder.safetensors").is_file()
 
+# %% ../../nbs/parts/formats.ipynb #e168ef90
 def stats_beside(path: Path) -> tuple | None:
     "Mean and std of pixels that a config.json beside the file `path` names; None without one."
     config = (path if path.is_dir() else path.parent) / "config.json"
@@ -501,8 +503,8 @@ def load_folder(path: Path, image_size: int | None = None):
     config = read_config(path / "config.json")
     name, weights = config.get("architecture"), path / "model.safetensors"
     if not isinstance(name, str) or not timm.is_model(name):
-        raise BadInput(f"{path / 'config.json'}: its architecture is {name!r}, which is no model of "
-                       f"timm; save the encoder by timm, or give a file of its tensors.")
+        raise BadInput(f"{path / 'config.json'}: its architecture is {name!r}, which is no model "
+                       f"of " f"timm; save the encoder by timm, or give a file of its tensors.")
     if not weights.is_file():
         raise BadInput(f"{path}: has no model.safetensors; nothing is unpickled here, so save the "
                        f"weights as safetensors.")
@@ -511,11 +513,12 @@ def load_folder(path: Path, image_size: int | None = None):
     except (TypeError, ValueError, RuntimeError) as e:
         raise BadInput(f"{path / 'config.json'}: {name} cannot be made of its model_args "
                        f"({str(e).splitlines()[0]}).") from None
-    state, own = {plain_name(n): x for n, x in read_checkpoint(weights)[0].items()}, model.state_dict()
+    state, own = ({plain_name(n): x for n, x in read_checkpoint(weights)[0].items()},
+                  model.state_dict())
     wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
     if wrong:
-        raise BadInput(f"{weights}: does not fit {name}; '{wrong[0]}' and {len(wrong) - 1} more are "
-                       f"missing or of another shape.")
+        raise BadInput(f"{weights}: does not fit {name}; '{wrong[0]}' and {len(wrong) - 1} more "
+                       f"are " f"missing or of another shape.")
     model.load_state_dict({n: state[n] for n in own})
     encoder = as_encoder(model, name)
     if stats := stats_beside(path): encoder.pixel_stats = stats
@@ -523,6 +526,7 @@ def load_folder(path: Path, image_size: int | None = None):
     return (encoder.at_size(image_size) if isinstance(encoder, Backbone)
             else resize_positions(encoder, image_size))
 
+# %% ../../nbs/parts/formats.ipynb #83023ea3
 def kind_of(name_or_path) -> str | None:
     """What `load` takes the argument for: a 'file' (or folder), a 'release' or a 'timm' model; None
     if it is none of them.
@@ -534,7 +538,7 @@ def kind_of(name_or_path) -> str | None:
     if timm.is_model(name.split(".")[0]): return "timm"
     return "release" if name in RELEASES else None
 
-# %% ../../nbs/parts/formats.ipynb #e168ef90
+# %% ../../nbs/parts/formats.ipynb #9f838a5b
 def load(
     name_or_path,             # a file, a run's output folder, a name in `RELEASES`, or a timm model
     pretrained: bool = True,  # of a timm model: fetch its published weights
