@@ -7,7 +7,7 @@ __all__ = ['BadInput', 'Settings', 'find_root', 'settings', 'pick_device', 'make
 
 # %% ../../nbs/data/settings.ipynb #a862604e
 import configparser, os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% ../../nbs/data/settings.ipynb #85ed74c1
@@ -25,6 +25,8 @@ class Settings:
     device: str              # 'auto', 'cpu', 'cuda', ...
     workers: int             # processes that load images
     roots: dict[str, Path]   # single data sets that lie elsewhere
+    # what sections [dataset <name>] say of somebody's own (`mimssl.data.own`)
+    datasets: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def local(self) -> Path:
@@ -53,12 +55,13 @@ def settings(start: Path | None = None) -> Settings:
     ini.read_dict({"paths": {"data": "data", "real": "", "outputs": "outputs"},
                    "machine": {"device": "auto", "workers": "0"}, "roots": {}})
     known = {section: set(ini[section]) for section in ("paths", "machine")}
-    try: ini.read(root / "settings.ini")
-    except configparser.Error as e:
+    try: ini.read(root / "settings.ini", encoding="utf-8-sig")
+    except (configparser.Error, UnicodeDecodeError, OSError) as e:
         raise BadInput(f"settings.ini: {str(e).splitlines()[0]}; correct that line.") from None
-    for section in set(ini.sections()) - {"paths", "machine", "roots"}:
+    own = {s: dict(ini[s]) for s in ini.sections() if s.startswith("dataset ")}
+    for section in set(ini.sections()) - {"paths", "machine", "roots", *own}:
         raise BadInput(f"settings.ini: there is no section [{section}]; it knows [paths], "
-                       f"[machine] and [roots].")
+                       f"[machine], [roots] and [dataset <name>].")
     for section, names in known.items():
         for name in set(ini[section]) - names:
             raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows "
@@ -66,12 +69,13 @@ def settings(start: Path | None = None) -> Settings:
     get = lambda section, name: os.environ.get(f"MIMSSL_{name.upper()}") or ini[section][name]
     path = lambda text: (root / Path(text).expanduser()).resolve()
     real, workers = os.environ.get("MIMSSL_DATA") or ini["paths"]["real"], get("machine", "workers")
-    if not workers.isdigit():
+    if not (workers.isascii() and workers.isdigit()):
         raise BadInput(f"workers (settings.ini or MIMSSL_WORKERS) is '{workers}'; give a whole "
                        f"number, 0 or more.")
     return Settings(root, path(ini["paths"]["data"]), path(real) if real else None,
                     path(get("paths", "outputs")), get("machine", "device"), int(workers),
-                    {k: path(v) for k, v in ini["roots"].items()})
+                    {k: path(v) for k, v in ini["roots"].items()},
+                    {s.partition(" ")[2].strip(): section for s, section in own.items()})
 
 # %% ../../nbs/data/settings.ipynb #a650b809
 def pick_device(name: str = "auto"):
