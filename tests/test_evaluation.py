@@ -12,7 +12,7 @@ from mimssl.data.per_image import read_outcomes
 from mimssl.data.scenes import davis_palette, generate
 from mimssl.evaluation.suite import SUITE
 from mimssl.parts.encoder import save_encoder
-from tiny import make_study
+from support.tiny import make_study
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,8 @@ def pictures(root, segmentation=None, **size):
 
 
 @pytest.fixture
-def home(made, monkeypatch):
+def home(alone, made, monkeypatch):
     "The study in the working directory."
-    for name in ("OUTPUTS", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.setenv("MIMSSL_DATA", str(made / "real"))
     monkeypatch.chdir(made)
     return made

@@ -125,6 +125,7 @@ def refusal(error: BaseException, path: Path) -> BadInput | None:
     kept = "the previous one is intact" if path.exists() else "nothing was lost before it"
     return BadInput(f"{reason(OSError(number, ''), path)[:-1]}; {kept}.")
 
+# %% ../../nbs/data/files.ipynb #e82c7de8
 def glob_safe(name: str) -> str:
     "`name` as a pattern that fits it alone."
     return re.sub(r"([*?[])", r"[\1]", name)

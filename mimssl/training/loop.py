@@ -347,7 +347,7 @@ def plot_log(log: list[dict]):
     steps, epochs = ([line for line in log if line["kind"] == kind] for kind in ("step", "epoch"))
     plain = {"kind", "epoch", "step", "lr", "weight_decay", "grad_norm", "patch_similarity",
              "feature_std"}
-    fig, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80, layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     for term in sorted({k for line in steps for k in line} - plain):
         axes[0].plot([x["epoch"] for x in steps if term in x],
                      [x[term] for x in steps if term in x], label=term)
