@@ -55,6 +55,7 @@ def _which(record, i: int, part: str) -> str:
     return f"{part[:-1]} {record['id']}" if known and part == "annotations" else (
         f"entry {i} of '{part}'")
 
+# %% ../../nbs/data/annotations.ipynb #f9f70ef8
 def belongs(a: dict, key: str, known, name: str, what: str):
     "Raises `BadInput` unless `a[key]` of an annotation is one of the ids `known`."
     try: found = isinstance(a[key], numbers.Real) and a[key] in known
@@ -89,6 +90,7 @@ def run_lengths(counts) -> np.ndarray:
     x[1::2], x[2::2] = x[1::2].cumsum(), x[2::2].cumsum()
     return x
 
+# %% ../../nbs/data/annotations.ipynb #898e605d
 def check_code(s, image: dict, where: str, counts=(str, bytes)) -> int:
     """The pixels that a run-length code covers.
 
@@ -159,11 +161,15 @@ def check_ids(record: dict, key: str, where: str):
                        f"categories, empty where there are none.")
 
 def is_crowd(a: dict, where: str) -> int:
-    "`iscrowd` of an annotation, 0 where it is missing or null. Raises `BadInput` for another value."
+    """`iscrowd` of an annotation, 0 where it is missing or null.
+
+    Raises `BadInput` for another value.
+    """
     found = a.get("iscrowd") or 0
     if found in (0, 1) and not isinstance(found, (list, dict)): return int(found)
     raise BadInput(f"{where} has the iscrowd {short(found)}; give 0 or 1.")
 
+# %% ../../nbs/data/annotations.ipynb #1ccfffb5
 def coco_object(a: dict, record: dict, name: str) -> dict:
     """One annotation as the dictionary of an item: id, mask (H, W) bool, box, category, area,
     iscrowd; box and area follow from the mask where they are missing.

@@ -69,6 +69,7 @@ def _check_kind(path: str):
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise BadInput(f"{in_message(path)}: is neither a file nor a folder; delete it.")
 
+# %% ../../nbs/data/images.ipynb #2c7e94c1
 def walk(top, above: tuple = ()):
     """Every file at any depth below the folder `top` as `os.DirEntry`, folder by folder.
 
@@ -165,8 +166,8 @@ def opened(file, what: str = "an image"):
         with Image.open(data) as image: yield image
     except BadInput: raise
     except Exception as error:
-        raise BadInput(f"{where}: cannot be read as {what} ({_why(error)}); fetch the file again or "
-                       f"delete it.") from None
+        raise BadInput(f"{where}: cannot be read as {what} ({_why(error)}); fetch the file again "
+                       f"or " f"delete it.") from None
 
 def _why(error: Exception) -> str:
     "The error in a few words on one line, without the path that the message names already."
@@ -185,8 +186,8 @@ def to_rgb(image: Image.Image, where="the image") -> Image.Image:
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if image.mode in ("F", "I") and not deep:
         kind = "floating-point" if image.mode == "F" else "32-bit"
-        raise BadInput(f"{where}: holds {kind} numbers, whose range nobody knows; save it with 8 or "
-                       f"16 bits a colour.")
+        raise BadInput(f"{where}: holds {kind} numbers, whose range nobody knows; save it with 8 "
+                       f"or " f"16 bits a colour.")
     if turned := ImageOps.exif_transpose(image): image = turned
     if not deep: return image.convert("RGB")
     x = np.asarray(image).astype(np.uint32)

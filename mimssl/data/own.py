@@ -9,7 +9,7 @@ __all__ = ['COCO', 'DAVIS', 'FOLDERS', 'FORMATS', 'SPLITS', 'described', 'descri
 import re
 from pathlib import Path
 from .files import read_yaml, short
-from .images import by_number, entries, images_in, in_message, subfolders
+from .images import entries, images_in, in_message, subfolders
 from .settings import BadInput
 
 # %% ../../nbs/data/own.ipynb #9d1eb76b
@@ -61,6 +61,7 @@ def _splits(given, where: str) -> dict[str, str]:
                        f"or a mapping from names to the texts that fill {{split}}.")
     return found
 
+# %% ../../nbs/data/own.ipynb #88b2b1db
 def _layout(kind: str, given, where: str) -> dict[str, str]:
     "The layout of a format, with what the user gave."
     usual = FORMATS[kind]
@@ -121,6 +122,7 @@ def _annotated(folder: Path, names: set[str]) -> dict | None:
         return {"format": "captions", "splits": ["train", "val", "test"]}
     return None
 
+# %% ../../nbs/data/own.ipynb #6b3e85e9
 def _tabular(names: set[str], inside: set[str]) -> dict | None:
     "Tables, shards and lists, told by the ends of their files' names."
     if {"dataset_dict.json", "state.json"} & names or any(
@@ -128,7 +130,8 @@ def _tabular(names: set[str], inside: set[str]) -> dict | None:
         return {"format": "arrow", "splits": _begin(names | inside)}
     if any(n.endswith(".tar") for n in names):
         return {"format": "shards", "splits": _begin(names)}
-    if lists := [s for s in SPLITS if f"{s}.csv" in names]: return {"format": "csv", "splits": lists}
+    if lists := [s for s in SPLITS if f"{s}.csv" in names]:
+        return {"format": "csv", "splits": lists}
     return None
 
 def _begin(names: set[str]) -> list[str]:
@@ -136,7 +139,9 @@ def _begin(names: set[str]) -> list[str]:
     return [s for s in SPLITS if any(re.match(rf"{s}([^a-z]|$)", n) for n in names)] or ["train"]
 
 def _split_folders(folder: Path, names: set[str]) -> dict | None:
-    "Folders of the usual splits: with classes in them, with label pictures beside them, or neither."
+    """Folders of the usual splits: with classes in them, with label pictures beside them, or
+    neither.
+    """
     splits = [s for s in SPLITS if s in names and (folder / s).is_dir()]
     if not splits: return None
     if all(f"{s}annot" in names for s in splits): return {"format": "labels", "splits": splits}

@@ -7,7 +7,6 @@ __all__ = ['PICTURES', 'LABELS', 'TEXTS', 'tar_index', 'Shards', 'shard_files', 
 
 # %% ../../nbs/data/packed.ipynb #938c5a93
 import os, tarfile
-from collections import Counter
 from pathlib import Path
 from .files import parse_json, short
 from .images import (Packed, by_number, entries, file_state, in_message, is_image,
@@ -34,6 +33,7 @@ def tar_index(path: Path) -> list[list]:
                        f"again.")
     return found
 
+# %% ../../nbs/data/packed.ipynb #32c05577
 class Shards(Source):
     """Samples of tar archives. Items add 'label' (int) and 'captions' (list of str), as far as the
     samples have them.
@@ -45,13 +45,13 @@ class Shards(Source):
         index = remembered(f"shards-{shards}-{split}", file_state(self.shards),
                            lambda: [tar_index(f) for f in self.shards])
         self.samples = _samples(self.shards, index)
-        super().__init__(root, [self._picture(s) for s in self.samples])
-        labels = [self._label(s) for s in self.samples]
+        super().__init__(root, [_picture(self, s) for s in self.samples])
+        labels = [_label(self, s) for s in self.samples]
         if _all_or_none(labels, root, "class (cls, or label in json)"):
             self.classes = self.class_names = [str(c) for c in sorted(set(labels))]
             number = {int(c): i for i, c in enumerate(self.classes)}
             self.targets = [number[label] for label in labels]
-        self.captions = [self._captions(s) for s in self.samples]
+        self.captions = [_texts(self, s) for s in self.samples]
         if not _all_or_none([c or None for c in self.captions], root, "caption (txt or json)"):
             self.captions = None
 
@@ -65,41 +65,43 @@ class Shards(Source):
         return ({"label": self.targets[i]} if hasattr(self, "targets") else {}) | (
             {"captions": self.captions[i]} if self.captions else {})
 
-    def _picture(self, sample: dict) -> Packed:
-        ends = [e for e in sample["parts"] if is_image(f"x.{e}")]
-        ends = [e for e in ends if "." not in e] or ends
-        if not ends:
-            raise BadInput(f"{sample['where']}: this sample has no picture; add one, or remove it.")
-        return Packed(f"{sample['where']}.{ends[0]}", self, sample["parts"][ends[0]])
+# %% ../../nbs/data/packed.ipynb #7f3c2a91
+def _picture(source: Shards, sample: dict) -> Packed:
+    ends = [e for e in sample["parts"] if is_image(f"x.{e}")]
+    ends = [e for e in ends if "." not in e] or ends
+    if not ends:
+        raise BadInput(f"{sample['where']}: this sample has no picture; add one, or remove it.")
+    return Packed(f"{sample['where']}.{ends[0]}", source, sample["parts"][ends[0]])
 
-    def _text(self, sample: dict, end: str) -> str | None:
-        if end not in sample["parts"]: return None
-        try: return self.read(sample["parts"][end]).decode("utf-8")
-        except UnicodeDecodeError:
-            raise BadInput(f"{sample['where']}.{end}: is not text in UTF-8; write it again."
-                           ) from None
+def _text(source: Shards, sample: dict, end: str) -> str | None:
+    if end not in sample["parts"]: return None
+    try: return source.read(sample["parts"][end]).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{sample['where']}.{end}: is not text in UTF-8; write it again."
+                       ) from None
 
-    def _about(self, sample: dict) -> dict:
-        text = self._text(sample, "json")
-        return {} if text is None else parse_json(text, dict, f"{sample['where']}.json")
+def _about(source: Shards, sample: dict) -> dict:
+    text = _text(source, sample, "json")
+    return {} if text is None else parse_json(text, dict, f"{sample['where']}.json")
 
-    def _label(self, sample: dict) -> int | None:
-        text = self._text(sample, "cls")
-        label = self._about(sample).get("label") if text is None else text.strip()
-        if label is None or (isinstance(label, int) and not isinstance(label, bool)): return label
-        if isinstance(label, str) and label.isascii() and label.isdigit(): return int(label)
-        raise BadInput(f"{sample['where']}: the class is {short(label)}; give a whole number, 0 or "
-                       f"more.")
+def _label(source: Shards, sample: dict) -> int | None:
+    text = _text(source, sample, "cls")
+    label = _about(source, sample).get("label") if text is None else text.strip()
+    if label is None or (isinstance(label, int) and not isinstance(label, bool)): return label
+    if isinstance(label, str) and label.isascii() and label.isdigit(): return int(label)
+    raise BadInput(f"{sample['where']}: the class is {short(label)}; give a whole number, 0 or "
+                   f"more.")
 
-    def _captions(self, sample: dict) -> list[str]:
-        about = self._about(sample)
-        found = about.get("captions", about.get("caption")) or []
-        found = [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
-            raise BadInput(f"{sample['where']}.json: the captions are {short(found)}; give texts.")
-        text = self._text(sample, "txt")
-        return found + ([text.strip()] if text is not None else [])
+def _texts(source: Shards, sample: dict) -> list[str]:
+    about = _about(source, sample)
+    found = about.get("captions", about.get("caption")) or []
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
+        raise BadInput(f"{sample['where']}.json: the captions are {short(found)}; give texts.")
+    text = _text(source, sample, "txt")
+    return found + ([text.strip()] if text is not None else [])
 
+# %% ../../nbs/data/packed.ipynb #f42ffaf1
 def shard_files(folder: Path, split: str) -> list[Path]:
     """The tar archives of a split: those in a folder of its name, or whose names begin with it, or
     all where no name begins with that of a split.
@@ -122,7 +124,8 @@ def _samples(shards: list[Path], index: list[list]) -> list[dict]:
             key = f"{head}/{stem}" if head else stem
             at = where.setdefault(key, number)
             sample = found.setdefault(key, {
-                "name": key, "parts": {}, "where": f"{in_message(shards[number])}: {in_message(key)}"})
+                "name": key, "parts": {},
+                "where": f"{in_message(shards[number])}: {in_message(key)}"})
             if at != number or end.lower() in sample["parts"]:
                 raise BadInput(f"{sample['where']}: this name occurs twice; number the samples "
                                f"anew.")
@@ -141,6 +144,7 @@ def _all_or_none(values: list, root: Path, what: str) -> bool:
 PICTURES, LABELS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "class", "cls")
 TEXTS = ("caption", "captions", "text", "texts", "sentences", "txt")
 
+# %% ../../nbs/data/packed.ipynb #6ef521e5
 class Table(Source):
     """Rows of a table of Hugging Face `datasets`. Items add 'label' (int) and 'captions' (list of
     str), as far as there are such columns.
@@ -148,37 +152,26 @@ class Table(Source):
     def __init__(self, root: Path, table: Path, split: str):
         self.rows = open_table(table, split)
         names, kinds = self.rows.column_names, self.rows.features
+        self.where = f"{in_message(table)}, split {split}"
         self.picture = _column(names, kinds, "Image", PICTURES)
         if self.picture is None:
-            raise BadInput(f"{in_message(table)}: has no column of pictures among "
-                           f"{short(names)}; call it 'image'.")
-        self.where = f"{in_message(table)}, split {split}"
+            raise BadInput(f"{self.where}: has no column of pictures among {short(names)}; call "
+                           f"it 'image'.")
         self.pictures = _bytes_column(self.rows, self.picture)
         super().__init__(root, [Packed(f"{self.where}, row {i}", self, i)
                                 for i in range(len(self.rows))])
         label = _column(names, kinds, "ClassLabel", LABELS)
-        if label is not None: self._read_labels(label, kinds[label])
-        self.texts = next((t for t in TEXTS if t in names), None)
-
-    def _read_labels(self, column: str, kind):
-        "Classes and targets of a column."
-        values = self.rows[column]
-        if None in (values := list(values)):
-            raise BadInput(f"{self.where}: row {values.index(None)} has no '{column}'; fill it.")
-        if hasattr(kind, "names"): self.classes = list(kind.names)
-        else: self.classes = sorted({str(v) for v in values}, key=by_number)
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.class_names = self.classes
-        self.targets = [v if hasattr(kind, "names") else number[str(v)] for v in values]
-        if hasattr(kind, "names") and not all(0 <= t < len(self.classes) for t in self.targets):
-            raise BadInput(f"{self.where}: the column '{column}' holds a number that is none of "
-                           f"its {len(self.classes)} classes; correct it.")
+        if label is not None:
+            self.classes, self.targets = _classes(self.rows[label], label, kinds[label], self.where)
+            self.class_names = self.classes
+        self.texts = next((t for t in TEXTS if t in names and t != self.picture), None)
+        if self.texts: self.rows = self.rows.select_columns([self.texts])
 
     def read(self, key) -> bytes:
         value = self.pictures[key][self.picture]
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):
-                with open(value["path"], "rb") as f: return f.read()
+                return Path(value["path"]).read_bytes()
             value = value.get("bytes")
         if isinstance(value, bytes): return value
         raise BadInput(f"{self.where}, row {key}: has no picture; remove the row.")
@@ -188,13 +181,28 @@ class Table(Source):
     def known(self, i):
         out = {"label": self.targets[i]} if hasattr(self, "targets") else {}
         if self.texts is None: return out
-        texts = self.rows[i][self.texts] if self.texts != self.picture else None
+        texts = self.rows[i][self.texts]
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-            raise BadInput(f"{self.where}: row {i} has the {self.texts} {short(texts)}; give a "
-                           f"text or a list of texts.")
+            raise BadInput(f"{self.where}: row {i} has the {self.texts} {short(texts)}; give texts.")
         return out | {"captions": texts}
 
+# %% ../../nbs/data/packed.ipynb #7f3c2a92
+def _classes(values, column: str, kind, where: str) -> tuple[list[str], list[int]]:
+    "Names of the classes, and a target for each row; `kind`: what `datasets` says of the column."
+    values = list(values)
+    if None in values:
+        raise BadInput(f"{where}: row {values.index(None)} has no '{column}'; fill it.")
+    if not hasattr(kind, "names"):
+        names = sorted({str(v) for v in values}, key=by_number)
+        number = {name: i for i, name in enumerate(names)}
+        return names, [number[str(v)] for v in values]
+    if wrong := [v for v in values if not 0 <= v < len(kind.names)]:
+        raise BadInput(f"{where}: the column '{column}' holds {wrong[0]}, which is none of its "
+                       f"{len(kind.names)} classes; correct it.")
+    return list(kind.names), values
+
+# %% ../../nbs/data/packed.ipynb #8a1ca952
 def _column(names: list[str], kinds: dict, kind: str, usual: tuple) -> str | None:
     "The first column of this kind of `datasets`, else the first with a usual name."
     found = [n for n in names if type(kinds[n]).__name__ == kind]
@@ -226,6 +234,7 @@ def open_table(folder: Path, split: str):
     if not len(found): raise BadInput(f"{in_message(folder)}: the split '{split}' has no rows.")
     return found
 
+# %% ../../nbs/data/packed.ipynb #0f4c51ff
 def _load(datasets, folder: Path, split: str):
     "Let the library read the folder."
     if (folder / "dataset_dict.json").is_file() and (folder / split).is_dir():

@@ -17,15 +17,13 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
-from .annotations import (belongs, check_image, coco_object, coco_records, decode_mask,
-                                     is_crowd)
+from .annotations import belongs, check_image, coco_object, coco_records, is_crowd
 from .files import read_json, read_text, reason, short
-from .images import (IMAGE_SUFFIXES, Packed, by_number, by_stem, entries, file_state,
-                                image_size, images_in, in_message, is_image, opened, partners,
-                                read_image, read_labels, remembered, subfolders, walk)
+from .images import (Packed, by_number, by_stem, file_state, image_size, images_in,
+                                in_message, is_image, opened, partners, read_image, read_labels,
+                                remembered, subfolders, walk)
 from .own import COCO, DAVIS, FOLDERS, describe_folder, described
 from .settings import BadInput, settings
 
@@ -179,18 +177,15 @@ class Coco(Source):
                            f"split; add the annotations in COCO's format.")
         self.annotations = instances or captions
         data = _coco(self.annotations)
-        known = data["images"]
-        self.records = sorted(known.values(), key=lambda r: r["id"])
+        self.records = sorted(data["images"].values(), key=lambda r: r["id"])
         files = [_coco_file(images, r, self.annotations) for r in self.records]
         _need(files, by=self.annotations)
         super().__init__(root, files)
-        self.categories = data["categories"]
-        self._objects = _by_image(data, known, self.annotations) if instances else None
-        if instances: _check_objects(data, self.annotations)
-        self._captions = None
+        self.categories, self._objects, self._captions = data["categories"], None, None
+        if instances: self._objects = _objects(data, instances)
         if captions:
-            texts = _coco(captions, "caption") if instances else data
-            self._captions = _by_image(texts, known, captions, "caption")
+            texts = _coco(captions) if instances else data
+            self._captions = _by_image(texts, data["images"], captions, "caption")
 
     def stated_size(self, i: int) -> tuple[int, int]:
         "Width and height of image `i` as the annotations say."
@@ -200,12 +195,8 @@ class Coco(Source):
         """Raise `BadInput` unless `size`, width and height of the picture as it is seen, is what
         the annotations say.
         """
-        if size == (said := self.stated_size(i)): return
-        remedy = "fetch the image that was annotated"
-        if size == said[::-1]:
-            remedy += ", or, if its EXIF entry turns it, annotate it as it is seen"
-        raise BadInput(f"{in_message(self.files[i])}: {size[0]}x{size[1]} pixels, but "
-                       f"{self.annotations} says {said[0]}x{said[1]}; {remedy}.")
+        if size != (said := self.stated_size(i)):
+            raise _other_pixels(self.files[i], size, self.annotations, said)
 
     def known(self, i):
         record = self.records[i]
@@ -219,7 +210,7 @@ class Coco(Source):
         return out
 
 # %% ../../nbs/data/sources.ipynb #11af4c47
-def _coco(path: Path, kind: str = "") -> dict:
+def _coco(path: Path) -> dict:
     "The lists of a COCO file as records by their id."
     name = in_message(path)
     data = read_json(path, dict, "give the annotations in COCO's format")
@@ -253,8 +244,9 @@ def _by_image(data: dict, images: dict, path: Path, text: str = "") -> dict[int,
         groups[a["image_id"]].append(a)
     return groups
 
-def _check_objects(data: dict, path: Path):
-    "Raises `BadInput` for an annotation without segmentation or category."
+# %% ../../nbs/data/sources.ipynb #52db9657
+def _objects(data: dict, path: Path) -> dict[int, list]:
+    "Objects by image id. Raises `BadInput` for one without segmentation or category."
     name = in_message(path)
     for a in data["annotations"].values():
         for key in ("segmentation", "category_id"):
@@ -262,6 +254,14 @@ def _check_objects(data: dict, path: Path):
                 raise BadInput(f"{name}: annotation {a['id']} has no '{key}'; add it.")
         if data["categories"]: belongs(a, "category_id", data["categories"], name, "category")
         is_crowd(a, f"{name}: annotation {a['id']}")
+    return _by_image(data, data["images"], path)
+
+def _other_pixels(file, size: tuple, by: Path, said: tuple) -> BadInput:
+    remedy = "fetch the image that was annotated"
+    if size == said[::-1]:
+        remedy += ", or, if its EXIF entry turns it, annotate it as it is seen"
+    return BadInput(f"{in_message(file)}: {size[0]}x{size[1]} pixels, but {by} says "
+                    f"{said[0]}x{said[1]}; {remedy}.")
 
 # %% ../../nbs/data/sources.ipynb #c777c7f6
 class Files(Sequence):
@@ -312,6 +312,7 @@ def two_coloured(ids: torch.Tensor) -> bool:
     "Does a label picture hold 255 and, besides, 0 alone?"
     return bool((ids == 255).any()) and not bool((ids % 255).any())
 
+# %% ../../nbs/data/sources.ipynb #cfd308d0
 def _two_colours(file) -> BadInput:
     return BadInput(f"{in_message(file)}: holds 0 and 255 alone, but 255 marks what does not "
                     f"count; number objects and classes from 1 (255 -> 1).")
@@ -403,7 +404,6 @@ def voc2012(root: Path, split: str) -> Labelled:
     for files in (images, masks): _need(files, by=listing)
     return Labelled(root, images, masks, VOC_CLASSES)
 
-
 # %% ../../nbs/data/sources.ipynb #8294bc28
 class Captioned(Source):
     "Items add 'captions' (list of str)."
@@ -432,6 +432,7 @@ class Captioned(Source):
 
     def known(self, i): return {"captions": self.captions[i]}
 
+# %% ../../nbs/data/sources.ipynb #340e19f5
 def _karpathy(data: dict, name: str) -> list[dict]:
     "The records of Karpathy's form, as ours."
     if not isinstance(data.get("images"), list):
@@ -477,6 +478,7 @@ class Listed(Source):
         return ({"label": self.targets[i]} if hasattr(self, "targets") else {}) | (
             {"captions": self.captions[i]} if hasattr(self, "captions") else {})
 
+# %% ../../nbs/data/sources.ipynb #ecfa7ca7
 def _table(path: Path) -> tuple[list[tuple[int, dict]], dict[str, str]]:
     "The rows of a CSV file with their lines, and which column is what."
     text, name = read_text(path), in_message(path)
@@ -603,7 +605,8 @@ def own_folder(name: str) -> Path | None:
     "The folder of a data set that is not in the catalogue: named in settings.ini, or a path."
     s = settings()
     if name in s.datasets or name in s.roots:
-        return s.roots.get(name) or (s.root / Path(s.datasets[name].get("folder", name)).expanduser())
+        return (s.roots.get(name)
+                or (s.root / Path(s.datasets[name].get("folder", name)).expanduser()))
     if "\0" in name or len(name) > 4000: return None
     try:
         among = s.real / name if s.real and "/" not in name else None
@@ -636,6 +639,7 @@ def entry(name: str) -> Entry:
                  "your own folder", ignore=given["ignore"], texts=given["splits"],
                  guessed=given["guessed"])
 
+# %% ../../nbs/data/sources.ipynb #b08a6919
 def _from_ini(section: dict[str, str], where: str) -> dict:
     "A section [dataset <name>] of settings.ini as `described` gives it."
     known = ("folder", "format", "splits", "ignore")
@@ -748,7 +752,6 @@ def look_at(dataset: Source, i: int, pair: tuple, whole: bool, smallest: int = 1
     return size
 
 def _shown(file) -> str: return str(file) if isinstance(file, Packed) else in_message(file)
-
 
 # %% ../../nbs/data/sources.ipynb #190191ee
 def fingerprint(

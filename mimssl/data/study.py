@@ -6,10 +6,11 @@
 __all__ = ['profiles', 'compose', 'describe', 'write_json', 'stale', 'params', 'samples', 'main']
 
 # %% ../../nbs/data/study.ipynb #bd79ce66
-import argparse, json, sys, yaml
+import argparse, json, sys
 from pathlib import Path
+from .files import read_json, read_yaml
 from .settings import BadInput, settings
-from .sources import check, fingerprint, open_dataset
+from .sources import check, entry, fingerprint, open_dataset
 
 # %% ../../nbs/data/study.ipynb #3b52af70
 def profiles(root: Path | None = None) -> list[str]:
@@ -19,7 +20,7 @@ def profiles(root: Path | None = None) -> list[str]:
 def compose(profile: str, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Path:
     """Write params.yaml (or `path`) from conf/ with this profile and Hydra `overrides`.
 
-    Raises `BadInput` for an unknown profile.
+    Raises `BadInput` for an unknown profile, and for what Hydra cannot lay over it.
     """
     from dvc.utils.hydra import compose_and_dump
     root = settings().root
@@ -27,8 +28,14 @@ def compose(profile: str, path: Path | None = None, overrides: tuple[str, ...] =
         raise BadInput(f"there is no profile '{profile}'; conf/profile has "
                        f"{', '.join(profiles(root))}.")
     path = path or root / "params.yaml"
-    compose_and_dump(path, str(root / "conf"), None, "config", str(root),
-                     [f"profile={profile}", *overrides])
+    try:
+        compose_and_dump(path, str(root / "conf"), None, "config", str(root),
+                         [f"profile={profile}", *overrides])
+    except Exception as error:     # of Hydra, of OmegaConf, of its parser
+        told = " ".join(str(error.__cause__ or error).split("\n")[0].split())[:200].rstrip(".")
+        raise BadInput(f"{' '.join(overrides) or profile}: cannot be laid over the profile "
+                       f"({told}); write known names as recipes.mae.epochs=20, and lists as "
+                       f"study.seeds=[0,1].") from None
     return path
 
 # %% ../../nbs/data/study.ipynb #152b0c95
@@ -37,11 +44,13 @@ def describe(name: str) -> dict:
 
     Raises `BadInput` when it is missing or an image cannot be used.
     """
-    splits = {split: open_dataset(name, split) for split in ("train", "val")}
+    known = entry(name).splits
+    named = [s for s in ("train", "val") if s in known] or known
+    splits = {split: open_dataset(name, split) for split in named}
     for dataset in splits.values(): check(dataset)
     return {"dataset": name, "fingerprint": fingerprint(name),
             "items": {split: len(d) for split, d in splits.items()},
-            "classes": len(getattr(splits["train"], "classes", [])) or None}
+            "classes": len(getattr(splits[named[0]], "classes", [])) or None}
 
 def write_json(path, content) -> Path:
     "Write `content` as JSON, the same bytes for the same content; folders are made."
@@ -56,7 +65,8 @@ def stale(params: dict, outputs: Path) -> list[str]:
     found = []
     for name in params["study"]["datasets"]:
         record = outputs / "prepare" / name / "fingerprint.json"
-        if record.is_file() and json.loads(record.read_text())["fingerprint"] != fingerprint(name):
+        if not record.is_file(): continue
+        if read_json(record).get("fingerprint") != fingerprint(name):
             found.append(f"prepare@{name}")
     return found
 
@@ -67,7 +77,7 @@ def params() -> dict:
     if not path.is_file():
         raise BadInput(f"{path.name} is missing beside settings.ini; make it with python -m "
                        f"mimssl.data.study compose smoke.")
-    return yaml.safe_load(path.read_text())
+    return read_yaml(path)
 
 def samples(dataset, count: int) -> tuple[list, list[str]]:
     """`count` images spread evenly over `dataset`, and their titles: class names where there are
