@@ -36,6 +36,7 @@ class Source(Dataset):
       out, and why: a list of sentences).
     """
     skipped: list[str] = []
+    entry: tuple[str, str] | None = None   # name and split in the catalogue
 
     def __init__(self, root: Path, files):
         self.root, self.files = Path(root), list(files)
@@ -709,6 +710,13 @@ def open_dataset(
     Raises `BadInput` for an unknown name or split, a missing data set, a wrong layout, an empty
     class folder, malformed annotations, and annotations whose images are missing.
     """
+    source = _opened(name, split)
+    source.entry = name, split
+    return source
+
+
+def _opened(name: str, split: str) -> Source:
+    "The source of a split, by its format."
     e, root, parts = _parts(name, split)
     text = e.texts.get(split, split)
     if e.format == "labels": return label_folders(root, **parts, ignore=e.ignore)

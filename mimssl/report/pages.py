@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..data.settings import BadInput, settings
-from .groups import (NAMES, Summary, better, decimals, label_of, per_seed, select,
+from .groups import (LOOKS, Summary, better, decimals, label_of, per_seed, select,
                                   summarise, value_of)
 from .results import bench_records, read_study, study_records
 from .tables import Cell, Table, leader, to_markdown
@@ -57,7 +57,7 @@ def score_table(
     baselines: tuple = ("pixels", "untrained"),
 ) -> Table:
     "A row for each method of `records` that has one of the scores, a column for each of `columns`."
-    found = {m: [c.of(select(records, method=m)) for c in columns] for m in NAMES}
+    found = {m: [c.of(select(records, method=m)) for c in columns] for m in LOOKS}
     found = {m: scores for m, scores in found.items() if any(scores)}
     if not found: raise BadInput("none of these scores has been measured.")
     table = Table(["method", "seeds", *(c.title for c in columns)],
