@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'is_image', 'by_number', 'in_message', 'entries', 'walk', 'subfolders', 'images_in', 'file_state',
-           'remembered', 'by_stem', 'partners', 'Packed', 'opened', 'to_rgb', 'read_image', 'image_size', 'read_labels']
+           'remembered', 'by_stem', 'partners', 'Packed', 'opened', 'to_rgb', 'read_image', 'draft_to', 'seen_size',
+           'image_size', 'read_labels']
 
 # %% ../../nbs/data/images.ipynb #b1cedc19
 import errno, hashlib, json, os, re, stat
@@ -200,8 +201,16 @@ def read_image(file, draft: tuple[int, int] | None = None) -> Image.Image:
     Raises `BadInput` for a file that cannot be decoded, and as `to_rgb` does.
     """
     with opened(file) as image:
-        if draft: image.draft("RGB", draft[::-1] if _on_its_side(image) else draft)
+        if draft: draft_to(image, draft)
         return to_rgb(image, _name(file))
+
+def draft_to(image: Image.Image, size: tuple[int, int]):
+    "Let a JPEG decoder shrink an opened image to no less than `size`, width and height as seen."
+    image.draft("RGB", size if seen_size(image) == image.size else size[::-1])
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    "Width and height of an opened image as it is seen: turned as its EXIF entry says."
+    return image.size[::-1] if _on_its_side(image) else image.size
 
 def _name(file) -> str:
     return in_message(file) if isinstance(file, (str, os.PathLike)) else str(file)
@@ -221,7 +230,7 @@ def image_size(file, decode: bool = False, ids: bool = False) -> tuple[int, int]
     Raises `BadInput` where it cannot be read, or has colours in place of `ids`.
     """
     with opened(file) as image:
-        size = image.size[::-1] if _on_its_side(image) else image.size
+        size = seen_size(image)
         if ids and len(image.getbands()) > 1: raise _colours(_name(file), image.mode)
         if decode:
             w, h = image.size
