@@ -215,6 +215,7 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
 def _name(file) -> str:
     return in_message(file) if isinstance(file, (str, os.PathLike)) else str(file)
 
+# %% ../../nbs/data/images.ipynb #8ed37647
 def _on_its_side(image: Image.Image) -> bool:
     "Will EXIF swap width and height? (A TIFF's size is that of the turned picture already.)"
     late = image.format == "PNG" and not {"exif", "Raw profile type exif",

@@ -181,10 +181,9 @@ class Table(Source):
     def known(self, i):
         out = {"label": self.targets[i]} if hasattr(self, "targets") else {}
         if self.texts is None: return out
-        texts = self.rows[i][self.texts]
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = [t] if isinstance(t := self.rows[i][self.texts], str) else t
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-            raise BadInput(f"{self.where}: row {i} has the {self.texts} {short(texts)}; give texts.")
+            raise BadInput(f"{self.where}: row {i} has no texts in '{self.texts}'; give some.")
         return out | {"captions": texts}
 
 # %% ../../nbs/data/packed.ipynb #7f3c2a92
