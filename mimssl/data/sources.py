@@ -782,6 +782,7 @@ def fingerprint(
     if len(files) <= remember_above: return digest()
     return remembered(f"fingerprint-{name}-{split or 'all'}", file_state(files, root), digest)
 
+
 # %% ../../nbs/data/sources.ipynb #4ef628e9
 def _files(paths: set[Path]) -> list:
     "All files that are or lie below `paths`, each once, sorted by their path."
