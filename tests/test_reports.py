@@ -1,5 +1,5 @@
-"""What public bug reports did to readers of data: each is a kind, with its value from the report and
-siblings. All inputs are small and generated.
+"""What public bug reports did to readers of data: each is a kind, with its value from the report
+and siblings. All inputs are small and generated.
 """
 import json, os, subprocess, sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from mimssl.cli import main
 from mimssl.data.images import read_image, read_labels
 from mimssl.data.settings import BadInput
 from mimssl.data.sources import check, fingerprint, open_dataset
-from mimssl.evaluation.davis import davis_scores, score_folder, videos
+from mimssl.evaluation.davis import score_folder, videos
 from mimssl.evaluation.detection import coco_scores, read_truth
 from mimssl.evaluation.objects import object_kind
 from support.tiny import ENCODER, environment, make_study
@@ -103,7 +103,7 @@ def test_rows_of_features_are_compared_with_labels():
     (lambda f: open(os.fsencode(f.parent) + b"/caf\xe9.jpg", "wb").close(), r"caf\xe9.jpg"),
     (lambda f: (f.parent / "dead.jpg").symlink_to("nowhere.jpg"), "dead.jpg: is a link to nowhere"),
     (lambda f: (f.parent / "self.jpg").symlink_to("self.jpg"), "self.jpg: is a link to itself"),
-    (lambda f: (f.parent / "up").symlink_to(".."), "up: is a link back"),
+    (lambda f: (f.parent / "up").symlink_to(".."), "is a link back"),
     (lambda f: os.mkfifo(f.parent / "pipe.jpg"), "pipe.jpg: is neither"),
 ])
 def test_odd_files_end_in_a_sentence(home, capsys, make, said):
@@ -147,7 +147,9 @@ def test_16_bits_are_scaled(home, kind):
 @pytest.mark.parametrize("dtype, id", [(np.uint16, 1007), (np.uint16, 256), (np.int32, -1)])
 def test_labels_beyond_8_bits_name_file_and_id(home, dtype, id):
     suffix = "tif" if id < 0 else "png"
-    for i in range(2): picture(f"lab/train/{i}.jpg"); labels(f"lab/trainannot/{i}.png", np.ones((40, 40), np.uint8))
+    for i in range(2):
+        picture(f"lab/train/{i}.jpg")
+        labels(f"lab/trainannot/{i}.png", np.ones((40, 40), np.uint8))
     labels(f"x.{suffix}", np.full((40, 40), id, dtype))
     refused(f"x.{suffix}: holds the id {id}", read_labels, f"x.{suffix}")
     if suffix == "png":
@@ -162,7 +164,8 @@ def clip(home, names, masks=None):
     for t, name in enumerate(names):
         x, ids = np.full((48, 64, 3), 30, np.uint8), np.zeros((48, 64), np.uint8)
         x[8:24, 4 * t:4 * t + 16] = 220; ids[8:24, 4 * t:4 * t + 16] = 1
-        for folder, array, suffix in (("JPEGImages/480p", x, "jpg"), ("Annotations/480p", ids, "png")):
+        for folder, array, suffix in (("JPEGImages/480p", x, "jpg"),
+                                      ("Annotations/480p", ids, "png")):
             labels(home / f"clip/{folder}/my dog/{name}.{suffix}", array)
     listing = home / "clip/ImageSets/2017/val.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +186,11 @@ def test_frames_are_in_the_order_of_their_numbers(home):
 
 
 def test_a_stem_twice_is_refused(home):
-    for i in range(5): picture(f"lab/train/{i:03}.jpg"); labels(f"lab/trainannot/{i:03}.png", np.ones((40, 40), np.uint8))
-    assert [open_dataset("./lab", "train").name(i) for i in (0, 4)] == ["train/000.jpg", "train/004.jpg"]
+    for i in range(5):
+        picture(f"lab/train/{i:03}.jpg")
+        labels(f"lab/trainannot/{i:03}.png", np.ones((40, 40), np.uint8))
+    assert [open_dataset("./lab", "train").name(i)
+            for i in (0, 4)] == ["train/000.jpg", "train/004.jpg"]
     picture("lab/train/003.png")
     refused("003.png: has the same name", open_dataset, "./lab", "train")
 
@@ -196,12 +202,13 @@ SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 def coco(home, change=None, image=None, drop=(), extra=()):
     for i in range(2): picture(home / f"coco/val2017/{i}.jpg")
     less = lambda r: {k: v for k, v in r.items() if k not in drop}
-    data = {"images": [less({"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 40})
-                       | (image or {} if i else {}) for i in range(2)],
-            "annotations": [less({"id": i + 1, "image_id": i, "category_id": 1, "bbox": [4, 4, 16, 16],
-                                  "area": 256, "iscrowd": 0, "segmentation": SQUARE})
-                            | (change or {} if i else {}) for i in range(2)] + list(extra),
-            "categories": [{"id": 1, "name": "ring"}]}
+    data = {
+        "images": [less({"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 40})
+                   | (image or {} if i else {}) for i in range(2)],
+        "annotations": [less({"id": i + 1, "image_id": i, "category_id": 1, "bbox": [4, 4, 16, 16],
+                              "area": 256, "iscrowd": 0, "segmentation": SQUARE})
+                        | (change or {} if i else {}) for i in range(2)] + list(extra),
+        "categories": [{"id": 1, "name": "ring"}]}
     file = home / "coco/annotations/instances_val2017.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(data))
@@ -217,14 +224,21 @@ def read_all(home):
     (dict(change={"image_id": None}), "annotation 2 has no 'image_id'"),
     (dict(change={"category_id": None}), "annotation 2 has no 'category_id'"),
     (dict(change={"segmentation": None}), "annotation 2 has no 'segmentation'"),
-    (dict(change={"segmentation": [[1, 2, 3, 4]]}), "annotation 2: its segmentation is not polygons"),
+    (dict(change={"segmentation": [[1, 2, 3, 4]]}),
+     "annotation 2: its segmentation is not polygons"),
     (dict(change={"segmentation": [[1e9, 2, 3, 4, 5, 6]]}), "annotation 2: a polygon has a corner"),
-    (dict(change={"bbox": [1]}), "annotation 2 has the bbox"), (dict(change={"area": "x"}), "annotation 2 has the area"),
-    (dict(change={"iscrowd": 3}), "annotation 2 has the iscrowd"), (dict(change={"id": 1}), "id 1 occurs twice in 'annotations'"),
-    (dict(image={"id": 0}), "id 0 occurs twice in 'images'"), (dict(image={"id": "b"}), "has the id 'b'"),
-    (dict(image={"file_name": None}), "image 1 has no 'file_name'"), (dict(image={"height": None}), "has no 'height'"),
-    (dict(image={"coco_url": 3, "file_name": None}), "image 1 has no 'file_name'"), (dict(image={"file_name": 3}), "image 1 names the file 3"),
-    (dict(image={"not_exhaustive_category_ids": None}), "image 1 has the not_exhaustive_category_ids"),
+    (dict(change={"bbox": [1]}), "annotation 2 has the bbox"),
+    (dict(change={"area": "x"}), "annotation 2 has the area"),
+    (dict(change={"iscrowd": 3}), "annotation 2 has the iscrowd"),
+    (dict(change={"id": 1}), "id 1 occurs twice in 'annotations'"),
+    (dict(image={"id": 0}), "id 0 occurs twice in 'images'"),
+    (dict(image={"id": "b"}), "has the id 'b'"),
+    (dict(image={"file_name": None}), "image 1 has no 'file_name'"),
+    (dict(image={"height": None}), "has no 'height'"),
+    (dict(image={"coco_url": 3, "file_name": None}), "image 1 has no 'file_name'"),
+    (dict(image={"file_name": 3}), "image 1 names the file 3"),
+    (dict(image={"not_exhaustive_category_ids": None}),
+     "image 1 has the not_exhaustive_category_ids"),
 ])
 def test_every_key_of_coco_is_named_with_its_record(home, wrong, said):
     coco(home, **wrong)
@@ -237,14 +251,17 @@ def test_what_follows_from_the_mask_is_computed(home, drop):
     whole = [{k: v for k, v in i["objects"][0].items() if k != "mask"} for i in read_all(home)]
     for less in (dict(drop=[drop]), dict(change={drop: None})):
         coco(home, **less)
-        assert [{k: v for k, v in i["objects"][0].items() if k != "mask"} for i in read_all(home)] == whole
+        assert [{k: v for k, v in i["objects"][0].items() if k != "mask"}
+                for i in read_all(home)] == whole
 
 
 def perfect(ids, **more):
-    truth = {"images": [{"id": 1, "width": 100, "height": 100}], "categories": [{"id": 1, "name": "a"}],
+    truth = {"images": [{"id": 1, "width": 100, "height": 100}],
+             "categories": [{"id": 1, "name": "a"}],
              "annotations": [{"id": k, "image_id": 1, "category_id": 1, "bbox": [12 * n, 5, 10, 10],
                               "area": 100, **more} for n, k in enumerate(ids)]}
-    return truth, [{"image_id": 1, "category_id": 1, "score": .9, "bbox": a["bbox"]} for a in truth["annotations"]]
+    return truth, [{"image_id": 1, "category_id": 1, "score": .9, "bbox": a["bbox"]}
+                   for a in truth["annotations"]]
 
 
 def test_ids_from_0_are_ids(home):
@@ -255,7 +272,8 @@ def test_ids_from_0_are_ids(home):
             assert coco_scores(*perfect(ids, **more)).summary["AP"] == pytest.approx(1)
     refused("id 3 occurs twice", read_truth, perfect([3, 3])[0])
     refused("annotation 2 has no 'area'", read_truth, perfect([1, 2], area=None)[0] | {
-        "annotations": [a | {"area": 1 if a["id"] == 1 else None} for a in perfect([1, 2])[0]["annotations"]]})
+        "annotations": [a | {"area": 1 if a["id"] == 1 else None}
+                        for a in perfect([1, 2])[0]["annotations"]]})
 
 
 # ---- rows 8 and 14: names and colours
@@ -272,7 +290,8 @@ def test_names_of_classes_of_another_form(home):
 def test_masks_in_black_and_white(home):
     for i in range(6):
         picture(f"lab/train/{i}.jpg")
-        labels(f"lab/trainannot/{i}.png", np.array([[0, 255]] * 20, np.uint8).repeat(2, 0).repeat(20, 1))
+        labels(f"lab/trainannot/{i}.png",
+               np.array([[0, 255]] * 20, np.uint8).repeat(2, 0).repeat(20, 1))
     refused("holds 0 and 255 alone", object_kind, open_dataset("./lab", "train"))
     data = clip(home, [f"{t:05}" for t in range(4)])
     file = data.masks[0][0]
@@ -295,7 +314,8 @@ def test_a_photo_is_turned_the_same_everywhere(home, way):
                   read_items(Image.open(file))[0]["image"]):
         assert np.array_equal(np.asarray(other), seen)
     assert decode(data, 0, Form(20, draft=True)).size == ((32, 20) if way < 5 else (20, 32))
-    coco(home, image={"width": seen.shape[1], "height": seen.shape[0]}, change={"segmentation": [[1, 1, 9, 1, 9, 9]]})
+    coco(home, image={"width": seen.shape[1], "height": seen.shape[0]},
+         change={"segmentation": [[1, 1, 9, 1, 9, 9]]})
     os.replace(file, home / "coco/val2017/1.jpg")
     assert read_all(home)[1]["image"].size == seen.shape[1::-1]
     check(open_dataset(str(home / "coco"), "val"))
@@ -311,8 +331,10 @@ def test_hydra_speaks_in_one_sentence(change):
     pytest.importorskip("dvc")
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-m", "mimssl.data.study", "compose", "smoke", change],
-                          cwd=root, capture_output=True, text=True, env=environment(PYTHONPATH=str(root)))
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+                          cwd=root, capture_output=True, text=True,
+                          env=environment(PYTHONPATH=str(root)))
+    assert (done.returncode == 1 and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1)
 
 
 # ---- anybody's photos
@@ -338,13 +360,16 @@ def photos(home, count=200):
 def test_a_folder_of_photos_is_enough(home, capsys):
     make_study(home)
     photos(home)
-    argv = ["pretrain", "--recipe", "mae", "--dataset", "photos", "--set", "epochs=1", "batch_size=50", "optimiser.warmup_epochs=0"]
+    argv = ["pretrain", "--recipe", "mae", "--dataset", "photos", "--set", "epochs=1",
+            "batch_size=50", "optimiser.warmup_epochs=0"]
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "photos: 200 pictures; left out: 1 files that are no pictures (1 .txt)" in out
-    assert "1 pictures of floating-point numbers, the first is depth.tif" in out and "line.png" in out
+    assert ("1 pictures of floating-point numbers, the first is depth.tif" in out
+            and "line.png" in out)
     assert (home / "outputs/local/mae-photos-s0/encoder.safetensors").is_file()
-    assert main(["data", "inspect", "photos"]) == 0 and "train: 200 images" in capsys.readouterr().out
+    assert (main(["data", "inspect", "photos"]) == 0
+            and "train: 200 images" in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -353,10 +378,14 @@ def test_a_damaged_photo_is_one_sentence(home, processes):
     photos(home)
     file = home / "photos/IMG_96.jpg"
     file.write_bytes(file.read_bytes()[:300])
-    start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if processes > 1 else [])
+    start = [sys.executable,
+             "-m"] + (["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+                      if processes > 1 else [])
     root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run([*start, "mimssl", "pretrain", "--recipe", "mae", "--dataset", "photos", "--set", "epochs=1"],
-                          cwd=home, capture_output=True, text=True, env=environment(MIMSSL_WORKERS="2", PYTHONPATH=root))
+    done = subprocess.run([*start, "mimssl", "pretrain", "--recipe", "mae", "--dataset", "photos",
+                           "--set", "epochs=1"], cwd=home, capture_output=True, text=True,
+                          env=environment(MIMSSL_WORKERS="2", PYTHONPATH=root))
     told = [line for line in done.stderr.splitlines() if "IMG_96.jpg" in line]
-    assert done.returncode == 1 and len(told) == 1 and told[0].startswith("error: "), done.stderr[-3000:]
+    assert (done.returncode == 1 and len(told) == 1
+            and told[0].startswith("error: ")), done.stderr[-3000:]
     if processes == 1: assert done.stderr.count("\n") == 1
