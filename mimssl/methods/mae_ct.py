@@ -199,6 +199,8 @@ class MAECT(Method):
     Options = MAECTOptions
     tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64,
                      target_momentum=.9, stage="tune")}
+    whole_batch = "the other images, with which a prediction is compared,"
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'mae_ct'")
