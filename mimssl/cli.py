@@ -53,6 +53,11 @@ def make_parser() -> Parser:
                        help="folder that holds real data sets (else settings.ini)")
         c.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (else settings.ini)")
         return c
+    def of_checkpoint(c):
+        c.add_argument("--part", metavar="PREFIX",
+                       help="of a checkpoint with several encoders: the prefix of one, as teacher.")
+        c.add_argument("--num-heads", type=int,
+                       help="attention heads of a checkpoint of an unusual width")
     c = commands.add_parser("data", help="generate the embedded data set in data/scenes",
                             description="Generate the embedded data set in data/scenes.")
     c.add_argument("--seed", type=int, default=0)
@@ -72,6 +77,7 @@ def make_parser() -> Parser:
                    help="evaluations, separated by commas (default: %(default)s)")
     c.add_argument("--dataset", default="scenes",
                    help="name in the catalogue (default: %(default)s)")
+    of_checkpoint(c)
     c.add_argument("--splits", metavar="TRAIN,TEST",
                    help="names of its splits (default: train,val, or train,test where there is no "
                         "val)")
@@ -167,6 +173,7 @@ def make_parser() -> Parser:
                 "write a page on which a click on a patch shows what encoders find similar")
     c.add_argument("--models", required=True, nargs="+", metavar="MODEL",
                    help="encoders to compare, as evaluate takes them")
+    of_checkpoint(c)
     c.add_argument("--images", nargs="+", default=[], metavar="FILE", help="photos")
     c.add_argument("--dataset", help="name in the catalogue: take images, and masks where it has "
                                      "them, from there too")
@@ -298,8 +305,10 @@ def evaluate(args):
                   device=args.device or settings().device, outcomes=args.outcomes,
                   memory=args.memory, options=nested(assignments(args.set)),
                   features=assignments(args.features))
-    tell(suite.evaluate(args.model, **shared, **provenance_of(args.model)), args.out)
-    if args.baselines: tell(suite.baselines(vit=suite.load_model(args.model), **shared), args.out)
+    which = dict(part=args.part, num_heads=args.num_heads)
+    tell(suite.evaluate(args.model, **which, **shared, **provenance_of(args.model)), args.out)
+    if args.baselines:
+        tell(suite.baselines(vit=suite.load_model(args.model, **which), **shared), args.out)
 
 # %% ../nbs/cli.ipynb #d96358b3
 def check_out(out):
@@ -345,7 +354,8 @@ def written(record: dict) -> str:
 def explore(args):
     "Write the prompt explorer of some images and encoders."
     from mimssl.data.sources import open_dataset
-    from mimssl.evaluation.explorer import export_html, with_names
+    from mimssl.evaluation.explorer import encoder_name, export_html, with_names
+    from mimssl.evaluation.suite import load_model
     if not args.images and not args.dataset:
         raise BadInput("there are no images to explore; name photos with --images or a data set "
                        "with --dataset.")
@@ -357,7 +367,11 @@ def explore(args):
         images += with_names(found, [i * len(found) // count for i in range(count)])
     if Path(args.out).is_dir(): raise BadInput(f"--out is '{args.out}', a folder; name a file.")
     make_folder(Path(args.out).parent, "the folder of --out")
-    path = export_html(images, args.models, args.out, size=args.size,
+    models = args.models
+    if args.part is not None or args.num_heads:
+        models = {encoder_name(m): load_model(m, part=args.part, num_heads=args.num_heads)
+                  for m in models}
+    path = export_html(images, models, args.out, size=args.size,
                        device=args.device or settings().device)
     print(f"open {path} in a browser")
 

@@ -16,6 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.models import VisionTransformer
+from ..parts.backbone import Backbone
 from ..data.progress import track
 from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
@@ -133,7 +134,7 @@ def read_encoders(encoders, size: int | None, device, **features) -> dict:
                        "models.")
     def tokens_of(encoder):
         vit = load_model(str(encoder)) if isinstance(encoder, (str, Path)) else encoder
-        if not isinstance(vit, VisionTransformer):
+        if not isinstance(vit, (VisionTransformer, Backbone)):
             return lambda image: vit(square(image, size or 224)[None])[0]
         side, vit = view_side(vit, size), vit.eval().to(device)
         return lambda image: patch_grid(vit, square(image, side)[None].to(device), **features)[0]
