@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETIRED', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'data_options', 'pretrain_options', 'make_parser',
-           'data', 'inspect', 'shard', 'read_params', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations',
+           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations',
            'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell', 'rows', 'written',
            'explore', 'score', 'score_detections', 'score_videos', 'limit', 'class_list', 'metric_records',
            'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'first_process', 'say', 'ended',
@@ -231,16 +231,6 @@ def inspect(args):
         raise BadInput(f"{args.name}: {len(found)} files or annotations would be refused, as said "
                        f"above; correct or remove them.")
 
-def shard(args):
-    "Write a data set as WebDataset shards. Raises `BadInput` where there is no name, or no place."
-    from mimssl.data.shards import write_shards
-    from mimssl.data.sources import entry, open_dataset
-    if not args.name: raise BadInput("name a data set or a folder: data shard <name or folder>.")
-    known = args.splits.split(",") if args.splits else entry(args.name).splits[:2]
-    out = Path(args.out or settings().data / f"{Path(args.name).name}-shards").absolute()
-    for split in known: write_shards(open_dataset(args.name, split.strip()), out, split.strip())
-    print(f"shards: {', '.join(known)} in {out}; give this path as a recipe's data set")
-
 def read_params(path=None) -> dict:
     "The content of params.yaml. Raises `BadInput` when it is missing or not YAML."
     path = Path(path or settings().root / "params.yaml")
@@ -250,6 +240,17 @@ def read_params(path=None) -> dict:
     if not isinstance(found.get("recipes"), dict):
         raise BadInput(f"{path}: has no mapping `recipes`; add one recipe or more.")
     return found
+
+# %% ../nbs/cli.ipynb #1904294d
+def shard(args):
+    "Write a data set as WebDataset shards. Raises `BadInput` where there is no name, or no place."
+    from mimssl.data.shards import write_shards
+    from mimssl.data.sources import entry, open_dataset
+    if not args.name: raise BadInput("name a data set or a folder: data shard <name or folder>.")
+    known = args.splits.split(",") if args.splits else entry(args.name).splits[:2]
+    out = Path(args.out or settings().data / f"{Path(args.name).name}-shards").absolute()
+    for split in known: write_shards(open_dataset(args.name, split.strip()), out, split.strip())
+    print(f"shards: {', '.join(known)} in {out}; give this path as a recipe's data set")
 
 # %% ../nbs/cli.ipynb #3771efd2
 def pretrain(args):
