@@ -4,7 +4,7 @@ forms: losses, monitors, gradient, weights, buffers.
 import json, socket
 import pytest, torch
 from safetensors.torch import load_file
-from mimssl.methods.method import method_names, tiny_forms
+from mimssl.methods.method import find_method, method_names, tiny_forms
 from tiny import make_study, python
 
 # a method, or a method and a word for the form -> its options for a tiny encoder
@@ -21,10 +21,12 @@ from mimssl.data.sources import open_dataset
 from mimssl.parts.distributed import rank, world
 from mimssl.training.loop import Run, batches
 from mimssl.training.recipes import read_recipe
-params, data = yaml.safe_load(open("params.yaml")), open_dataset("stripes", "train")
+params = yaml.safe_load(open("params.yaml"))
 for name in {cases}:
     try:
-        run = Run(read_recipe(params, name), 0, data).start()
+        recipe = read_recipe(params, name)
+        data = open_dataset(recipe.dataset, "train")
+        run = Run(recipe, 0, data).start()
         stream = batches(data, run.views, run.recipe, 0, 0, {steps}, run.device)
         values = [run.advance(stream.__next__) for _ in range({steps})]
         state = {{k: v.contiguous().clone() for k, v in run.method.state_dict().items()}}
@@ -42,7 +44,9 @@ def trained(tmp_path_factory):
     # fresh heads have gradients of some thousands, after which no target would move
     sgd = {"name": "sgd", "lr": .05, "momentum": 0., "weight_decay": 0., "clip": 3.}
     recipe = lambda case: {"epochs": 2, "batch_size": 2 if case.endswith("few") else 16,
-                           "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case]}
+                           "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case],
+                           "dataset": "flickr30k" if captions(case) else "stripes"}
+    captions = lambda case: find_method(case.split("-")[0]).needs_captions
     make_study(home, **{case: recipe(case) for case in CASES})
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
