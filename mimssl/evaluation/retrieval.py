@@ -7,7 +7,6 @@ __all__ = ['EVALUATIONS', 'check_image_text', 'encode_images', 'encode_texts', '
            'ranks', 'owned', 'check_ks', 'both_ranks', 'recall', 'read_captions', 'eval_retrieval']
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ae8b0c80
-from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
