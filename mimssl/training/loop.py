@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Measured', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order',
-           'collapse', 'monitor_images', 'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'Progress',
-           'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start',
-           'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify',
-           'lock_files', 'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
+           'Requested', 'view_batches', 'as_it_is', 'batches', 'collapse', 'monitor_images', 'GatheredBatchNorm',
+           'synchronise', 'check_batch_norm', 'Progress', 'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run',
+           'note', 'watch', 'plot_log', 'load_start', 'starting_encoder', 'fill_encoders', 'check_images', 'build_run',
+           'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders', 'others', 'clear', 'is_done',
+           'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -31,7 +32,6 @@ from ..data.settings import BadInput, Stopped, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
 from ..data.batched_views import ViewBatches, batched, finish_batch
 from ..data.image_cache import Form, needed, stored
-from ..data.workers import from_workers, loader_options
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from ..data.workers import check_shared_memory, from_workers, loader_options, tensor_bytes
 from ..methods.method import At, Method, find_method, make_method
@@ -151,32 +151,20 @@ def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: i
     are computed too if it is an accelerator.
     """
     order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
-<<<<<<< /tmp/tmpcprz3py5/x
     fast = device.type != "cpu"
     source = view_batches(dataset, views, recipe, seed, finish=not fast)
     steps = batched(views) if fast and recipe.views != "pillow" else None
+    workers = settings().workers
+    if workers and start < stop:
+        check_shared_memory(tensor_bytes(source[next(iter(order))]), workers)
     loader = DataLoader(source, batch_size=None, sampler=order, collate_fn=as_it_is,
                         pin_memory=device.type == "cuda", generator=torch.Generator(),
-                        **loader_options(settings().workers))
+                        **loader_options(workers))
     for batch in from_workers(loader):
         if isinstance(batch, BadInput): raise batch
         batch = {k: x.to(device, non_blocking=fast) if isinstance(x, torch.Tensor) else x
                  for k, x in batch.items()}
         yield finish_batch(batch, steps) if steps else batch
-=======
-    cuda = device.type == "cuda"
-    views = Requested(dataset, views, seed)
-    workers = settings().workers
-    if workers:
-        check_shared_memory(tensor_bytes(views[0, 0]) * share(recipe, 0, rank(), world())[1],
-                            workers)
-    loader = DataLoader(views, batch_sampler=order, collate_fn=collate_views, pin_memory=cuda,
-                        generator=torch.Generator(), **loader_options(workers))
-    for batch in from_workers(loader):
-        yield {k: x.to(device, non_blocking=cuda) if isinstance(x, torch.Tensor) else x
-               for k, x in batch.items()}
-
->>>>>>> /tmp/tmpcprz3py5/z
 
 # %% ../../nbs/training/loop.ipynb #f35f66b4
 @torch.no_grad()
