@@ -13,6 +13,7 @@ from torch import nn
 from timm.models import VisionTransformer
 from .. import methods
 from ..data.options import closest
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..parts.encoder import EncoderConfig
 
@@ -30,6 +31,9 @@ class At:
 
     @property
     def epoch(self) -> float: return self.progress * self.epochs       # epochs done, with fraction
+
+    @property
+    def whole_epochs(self) -> int: return int(self.step * self.epochs / self.total_steps)   # done
 
 # %% ../../nbs/methods/method.ipynb #2171ab14
 class Method(nn.Module):
@@ -77,14 +81,6 @@ class Method(nn.Module):
         "Factor on the learning rate of the parameter `name`."
         return 1.
 
-    def as_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        "Our tensor `name` in the official code's shape."
-        return x
-
-    def from_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        "The official tensor behind our `name` in our shape."
-        return x
-
 # %% ../../nbs/methods/method.ipynb #360cb669
 def layer_lr_scale(name: str, depth: int, decay: float) -> float:
     """Factor on the learning rate of the ViT parameter `name` (timm's names, without prefix) for
@@ -93,6 +89,17 @@ def layer_lr_scale(name: str, depth: int, decay: float) -> float:
     if name.startswith("blocks."): return decay ** (depth - int(name.split(".")[1]))
     stem = name in ("cls_token", "reg_token", "pos_embed") or name.startswith("patch_embed.")
     return decay ** (depth + 1) if stem else 1.
+
+# %% ../../nbs/methods/method.ipynb #c4f75223
+@patch_to(Method)
+def as_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    "Our tensor `name` in the official code's shape."
+    return x
+
+@patch_to(Method)
+def from_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    "The official tensor behind our `name` in our shape."
+    return x
 
 # %% ../../nbs/methods/method.ipynb #6a158e85
 def official_name(method: Method, name: str) -> str:
