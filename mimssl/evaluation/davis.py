@@ -6,7 +6,7 @@
 __all__ = ['HABITS', 'DINO_SCRIPT', 'MEASURES', 'EVALUATIONS', 'Propagation', 'frame_size', 'opencv_resize', 'frame_tensor',
            'patch_side', 'frame_features', 'propagate_labels', 'label_maps', 'follow', 'stretch', 'read_out',
            'propagate', 'object_scores', 'mean_scores', 'davis_scores', 'read_palette', 'write_masks', 'read_results',
-           'score_folder', 'overlay', 'show_propagation', 'animate', 'videos', 'eval_davis']
+           'score_folder', 'overlay', 'videos', 'eval_davis']
 
 # %% ../../nbs/evaluation/davis.ipynb #361b30fa
 from collections import deque
@@ -356,38 +356,6 @@ def overlay(image: Image.Image, mask, palette: list[int] | None = None,
     mixed = np.where((ids > 0)[..., None], (1 - opacity) * picture + opacity * colours, picture)
     for i in np.unique(ids[ids > 0]): mixed[contour(ids == i)] = 255
     return Image.fromarray(mixed.round().astype(np.uint8))
-
-def show_propagation(frames, masks: dict, at=(0, 5, 10, 15), palette: list[int] | None = None):
-    """A matplotlib figure: a row for each entry of `masks` (name -> masks of all frames), a column
-    for each frame of `at`.
-    """
-    import matplotlib.pyplot as plt
-    width, height = frames[0].size
-    fig, axes = plt.subplots(len(masks), len(at),
-                             figsize=(1.5 * len(at), 1.5 * len(masks) * height / width + .15),
-                             squeeze=False)
-    for row, (name, found) in zip(axes, masks.items()):
-        for ax, t in zip(row, at):
-            ax.imshow(overlay(frames[t], found[t], palette))
-            ax.grid(False)
-            ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values(): side.set_visible(False)
-            if row is axes[0]: ax.set_title(f"frame {t}")
-        row[0].set_ylabel(name)
-    return fig
-
-# %% ../../nbs/evaluation/davis.ipynb #c9aeeae2
-def animate(path, frames, masks, palette: list[int] | None = None, fps: int = 10,
-            colours: int = 128) -> Path:
-    "Write a video with tinted objects as an endless GIF; equal videos give equal bytes."
-    pictures = [overlay(frame, mask, palette) for frame, mask in zip(frames, masks)]
-    # covers small coloured objects too
-    shared = pictures[len(pictures) // 2].quantize(colours, Image.Quantize.MAXCOVERAGE)
-    first, *rest = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps),
-               loop=0)
-    return Path(path)
 
 # %% ../../nbs/evaluation/davis.ipynb #58baab1b
 def videos(data) -> Davis:
