@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RETIRED', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'make_parser', 'data', 'read_params', 'pretrain',
            'bench', 'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out',
-           'tell', 'rows', 'written', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
+           'tell', 'rows', 'written', 'explore', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
            'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'first_process',
            'say', 'ended', 'run_command', 'lost_process', 'main']
 
@@ -372,17 +372,12 @@ def explore(args):
         images += with_names(found, [i * len(found) // count for i in range(count)])
     if Path(args.out).is_dir(): raise BadInput(f"--out is '{args.out}', a folder; name a file.")
     make_folder(Path(args.out).parent, "the folder of --out")
-<<<<<<< /tmp/tmpgnv7wvax/x
-    path = export_html(images, args.models, args.out, size=args.size,
-                       device=args.device or settings().device, words=args.words)
-=======
     models = args.models
     if args.part is not None or args.num_heads:
         models = {encoder_name(m): load_model(m, part=args.part, num_heads=args.num_heads)
                   for m in models}
     path = export_html(images, models, args.out, size=args.size,
-                       device=args.device or settings().device)
->>>>>>> /tmp/tmpgnv7wvax/z
+                       device=args.device or settings().device, words=args.words)
     print(f"open {path} in a browser")
 
 # %% ../nbs/cli.ipynb #695d797b

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['unpack_tokens', 'principal_basis', 'pack_tokens', 'run_lengths', 'read_items', 'with_names', 'JointSpace',
-           'words_for', 'data_url', 'about_object', 'Explorer', 'explore', 'export_html']
+           'words_for', 'encoder_name', 'read_encoders', 'data_url', 'about_object', 'Explorer', 'explore',
+           'export_html']
 
 # %% ../../nbs/evaluation/explorer.ipynb #35c82d93
 import base64, html, json
@@ -177,12 +178,8 @@ def read_encoders(encoders, size: int | None, device, **features) -> dict:
                        "models.")
     def tokens_of(encoder):
         vit = load_model(str(encoder)) if isinstance(encoder, (str, Path)) else encoder
-<<<<<<< /tmp/tmpqpu9ron1/x
         if isinstance(vit, ImageText): return JointSpace(vit, size, device, features)
-        if not isinstance(vit, VisionTransformer):
-=======
         if not isinstance(vit, (VisionTransformer, Backbone)):
->>>>>>> /tmp/tmpqpu9ron1/z
             return lambda image: vit(square(image, size or 224)[None])[0]
         side, vit = view_side(vit, size), vit.eval().to(device)
         return lambda image: patch_grid(vit, square(image, side)[None].to(device), **features)[0]

@@ -7,7 +7,8 @@ __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME'
            'only_encoder', 'unwrap', 'is_square', 'num_prefix', 'as_timm', 'without_prefix', 'first_names', 'convert',
            'to_format', 'architecture_of', 'encoder_from', 'Dropped', 'full_names', 'load_torch', 'read_checkpoint',
            'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower', 'load_file', 'load_timm', 'read_config',
-           'is_timm_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct', 'write_mae_ct']
+           'is_timm_folder', 'stats_beside', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct',
+           'write_mae_ct']
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
 import argparse, difflib, hashlib, json, math, re, timm, torch
@@ -492,17 +493,6 @@ def is_timm_folder(path: Path) -> bool:
         path / "encoder.safetensors").is_file()
 
 # %% ../../nbs/parts/formats.ipynb #e168ef90
-<<<<<<< /tmp/tmp_dd1h2it/x
-def load(
-    name_or_path,             # a file, a run's output folder, a name in `RELEASES`, or a timm model
-    pretrained: bool = True,  # of a timm model: fetch its published weights
-    image_size: int | None = None,    # pixels; None: the model's own
-    num_heads: int | None = None,     # of a checkpoint whose width has no usual number of heads
-    part: str | None = None,  # prefix of another network in a checkpoint; None: the evaluated one
-) -> VisionTransformer:
-    """Any encoder as a timm ViT without head, on the CPU, in eval mode; of the folder of a run with
-    a text tower, the `ImageText` model of both.
-=======
 def stats_beside(path: Path) -> tuple | None:
     "Mean and std of pixels that a config.json beside the file `path` names; None without one."
     config = (path if path.is_dir() else path.parent) / "config.json"
@@ -513,29 +503,11 @@ def stats_beside(path: Path) -> tuple | None:
     if not all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v)
                for v in (mean, std)): return None
     return tuple(mean), tuple(std)
->>>>>>> /tmp/tmp_dd1h2it/z
 
 def load_folder(path: Path, image_size: int | None = None):
     """The network of a folder in timm's form: config.json (architecture, model_args) and
     model.safetensors. Raises `BadInput` naming what is missing or does not fit.
     """
-<<<<<<< /tmp/tmp_dd1h2it/x
-    name, kind = str(name_or_path), kind_of(name_or_path)
-    if kind == "timm": return load_timm(name, pretrained, image_size)
-    if kind is None:
-        near = difflib.get_close_matches(name, list(RELEASES), 1)
-        raise BadInput(f"'{name}' is neither a file, nor a release"
-                       f"{f' (did you mean {near[0]}?)' if near else ''}, nor a timm model; give "
-                       f"the path of an encoder.safetensors, a name in "
-                       f"mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
-    path = fetch(name) if kind == "release" else Path(name_or_path)
-    if path.is_dir():
-        path = next((f for f in [path / TOWERS] if f.is_file()), path / "encoder.safetensors")
-    model = load_file(path, num_heads, part)
-    vit = image_tower(model)
-    if image_size not in (None, vit.patch_embed.img_size[0]): resize_positions(vit, image_size)
-    return model
-=======
     config = read_config(path / "config.json")
     name, weights = config.get("architecture"), path / "model.safetensors"
     if not isinstance(name, str) or not timm.is_model(name):
@@ -561,7 +533,7 @@ def load_folder(path: Path, image_size: int | None = None):
     if image_size in (None, encoder.patch_embed.img_size[0]): return encoder
     return (encoder.at_size(image_size) if isinstance(encoder, Backbone)
             else resize_positions(encoder, image_size))
->>>>>>> /tmp/tmp_dd1h2it/z
+
 
 # %% ../../nbs/parts/formats.ipynb #83023ea3
 def kind_of(name_or_path) -> str | None:
@@ -583,7 +555,8 @@ def load(
     num_heads: int | None = None,     # of a checkpoint whose width has no usual number of heads
     part: str | None = None,  # prefix of another network in a checkpoint; None: the evaluated one
 ) -> VisionTransformer:
-    """Any encoder as a timm ViT without head, on the CPU, in eval mode.
+    """Any encoder as a timm ViT without head, on the CPU, in eval mode; of the folder of a run with
+    a text tower, the `ImageText` model of both.
 
     Raises `BadInput` for what is none.
     """
@@ -597,10 +570,13 @@ def load(
                        f"mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
     path = fetch(name) if kind == "release" else Path(name.removeprefix("local-dir:"))
     if is_timm_folder(path): return load_folder(path, image_size)
-    vit = load_file(path / "encoder.safetensors" if path.is_dir() else path, num_heads, part)
-    if stats := stats_beside(path): vit.pixel_stats = stats
-    return (vit if image_size in (None, vit.patch_embed.img_size[0])
-            else resize_positions(vit, image_size))
+    if path.is_dir():
+        path = next((f for f in [path / TOWERS] if f.is_file()), path / "encoder.safetensors")
+    model = load_file(path, num_heads, part)
+    if stats := stats_beside(path): model.pixel_stats = stats
+    vit = image_tower(model)
+    if image_size not in (None, vit.patch_embed.img_size[0]): resize_positions(vit, image_size)
+    return model
 
 # %% ../../nbs/parts/formats.ipynb #5908eb07
 def encoder_digest(vit: VisionTransformer) -> str:
