@@ -18,7 +18,8 @@ from PIL import Image
 from ..data.scenes import davis_palette
 from ..data.progress import track
 from ..data.settings import BadInput, make_folder
-from ..data.sources import Davis, Files, check, read_labels
+from ..data.images import image_size, opened, read_labels
+from ..data.sources import Davis, Files, check
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .evaluation import Evaluation
 from .boundary import boundary_f, contour, jaccard, over_frames
@@ -295,10 +296,7 @@ def davis_scores(truth: dict, predicted: dict,
 # %% ../../nbs/evaluation/davis.ipynb #b826faf5
 def read_palette(path) -> list[int]:
     "The palette (768 numbers) of a palette PNG. Raises `BadInput` for a file without one."
-    try:
-        with Image.open(path) as image: palette = image.getpalette() if image.mode == "P" else None
-    except OSError:
-        raise BadInput(f"{path}: cannot be read as an image; fetch the file again.") from None
+    with opened(path) as image: palette = image.getpalette() if image.mode == "P" else None
     if not palette:
         raise BadInput(f"{path}: has no palette to colour masks with; save the annotation as "
                        f"palette PNG.")
@@ -373,8 +371,7 @@ def videos(data) -> Davis:
             raise BadInput(f"{files[0].parent}: {len(files)} frames; the first and the last are "
                            f"not scored, so three or more are needed.")
         sizes = {}
-        for f in files:
-            with Image.open(f) as image: sizes.setdefault(image.size, f)
+        for f in files: sizes.setdefault(image_size(f), f)
         if len(sizes) > 1:
             raise BadInput(f"{list(sizes.values())[1]}: not the size of {files[0].name}; the "
                            f"frames of a video must have one size.")
@@ -404,12 +401,11 @@ def eval_davis(
                     **(HABITS if official else dict(positions=positions)))
     data, rows = videos(bench.data("test")), []
     if bench.vit is not None: dense_blocks(bench.vit, layer, kind, o.positions)
-    for files in data.frames:
-        with Image.open(files[0]) as image: frame_size(*image.size, o, patch_side(bench.vit))
+    for files in data.frames: frame_size(*image_size(files[0]), o, patch_side(bench.vit))
     palettes = [read_palette(files[0]) for files in data.masks] if save else []
     if save: make_folder(save, "save")
-    # raises
-    if not any((read_labels(files[0]) % 255).any() for files in data.masks): mean_scores([])
+    # raises, where a first mask holds 0 and 255 alone, or none holds an object
+    if not any([(data.known(i)["mask"] % 255).any() for i in range(len(data))]): mean_scores([])
     bench.begin()
     for i in track(range(len(data)), "videos", "videos", bench.options["progress"]):
         video = data[i]

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.models import VisionTransformer
 from ..parts.backbone import Backbone
 from ..data.progress import track
@@ -23,6 +23,7 @@ from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
 from ..data.sources import read_image
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
+from ..data.images import read_image, to_rgb
 from .dense import patch_grid, square
 from .features import pixel_stats
 from .prompt_segmentation import deepest_pixel, real_objects, view_side
@@ -94,8 +95,8 @@ def read_items(images) -> list[dict]:
     for i, x in enumerate(given):
         if isinstance(x, dict): found.append({"name": f"image {i + 1}"} | x)
         elif isinstance(x, Image.Image):
-            found.append({"image": x.convert("RGB"), "name": f"image {i + 1}"})
-        else: found.append({"image": ImageOps.exif_transpose(read_image(x)), "name": Path(x).name})
+            found.append({"image": to_rgb(x), "name": f"image {i + 1}"})
+        else: found.append({"image": read_image(x), "name": Path(x).name})
     if not found:
         raise BadInput("there are no images to explore; give paths, PIL images, or items of a data "
                        "set.")
