@@ -21,7 +21,6 @@ from ..parts.backbone import Backbone
 from ..data.progress import track
 from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
-from ..data.sources import read_image
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from ..data.images import read_image, to_rgb
 from .dense import patch_grid, square
