@@ -48,6 +48,8 @@ class Method(nn.Module):
     # a name for each form that tests train on two processes -> options for a tiny encoder (32
     # pixels, patches of 8, 2 blocks); other forms are laid over the plain one, ""
     tiny: dict[str, dict] = {"": {}}
+    class_token: bool = True           # of its encoder
+    needs_captions: bool = False       # of every image
 
     def views(self) -> dict[str, list]:
         """The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W)
@@ -59,6 +61,12 @@ class Method(nn.Module):
     def fit_batch(cls, batch_size: int) -> dict:
         "Options that must fit the batch, such as the size of a queue."
         return {}
+
+    def check_data(self, dataset):
+        "Raises `BadInput`, before any work, for a data set that the method cannot learn from."
+
+    def image_text(self) -> nn.Module | None:
+        "Both towers of an image-text model, sharing the weights; None where there is no text."
 
     def after_init(self): "What follows once when a run starts from another run's weights."
     def before_step(self, at: At): "What happens before the first forward of an optimiser step."

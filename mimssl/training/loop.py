@@ -38,7 +38,8 @@ from ..methods.method import At, Method, find_method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
-from ..parts.formats import load
+from ..parts.formats import image_tower, load
+from ..parts.image_text import TOWERS, save_image_text
 from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
                                          save_state, save_weights, state_bytes)
@@ -479,9 +480,11 @@ def starting_encoder(recipe: Recipe) -> VisionTransformer:
 
     Raises `BadInput` naming what is different, when its architecture is another than the recipe's.
     """
-    vit, size = load(recipe.init.source), recipe.encoder.image_size
+    vit, size = image_tower(load(recipe.init.source)), recipe.encoder.image_size
     # without computing a table
-    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))
+    with torch.device("meta"):
+        own = build_encoder(replace(recipe.encoder, positions="learned"),
+                            find_method(recipe.method).class_token)
     found, wanted = architecture(vit), architecture(own)
     differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k]
               and k != "img_size"]
@@ -595,6 +598,7 @@ def train(
         dataset = together(lambda: open_dataset(recipe.dataset, recipe.split))
         together(lambda: check_images(dataset, recipe.encoder.patch_size, data))
         run = build_run(recipe, seed, dataset, out_dir, rolling, init_dir)
+        together(lambda: run.method.check_data(dataset))
         together(lambda: run.main and prepare_folders(run, folder, out_dir))
         begin, first = time.monotonic(), run.step
         try: go(run, run.total, rolling, save_seconds, progress)
@@ -664,9 +668,9 @@ def is_done(out_dir: Path, key: str) -> bool:
     try: found = read_json(out_dir / "recipe.json")
     except BadInput: return False
     if found.get("fingerprint") != key: return False
-    sums = found.get("files")
-    wrong = [f for f in RESULTS if not isinstance(sums, dict) or not (out_dir / f).is_file()
-             or checksum(out_dir / f) != sums.get(f)]
+    sums = found["files"] if isinstance(found.get("files"), dict) else {}
+    wrong = [f for f in dict.fromkeys([*RESULTS, *sums])
+             if not (out_dir / f).is_file() or checksum(out_dir / f) != sums.get(f)]
     if wrong:
         print(f"{out_dir / wrong[0]} is not the file that recipe.json describes: cut, changed or "
               f"missing; the run starts again.", flush=True)
@@ -677,12 +681,16 @@ def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
     save_encoder(out_dir / "encoder.safetensors", run.method.evaluated())
+    towers, files = run.method.image_text(), RESULTS
+    if towers:
+        files = (*RESULTS, TOWERS)
+        save_image_text(out_dir / TOWERS, towers)
     save_weights(out_dir / "method.safetensors", run.method,
                  run.about() | {"fingerprint": key, "seed": run.seed})
     write_records(out_dir / "log.jsonl", run.log)
     content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
                "steps": run.total, "recipe": result_of(run.recipe),
-               "files": {f: checksum(out_dir / f) for f in RESULTS}}
+               "files": {f: checksum(out_dir / f) for f in files}}
     parameters = sum(p.numel() for p in run.method.evaluated().parameters())
     card = model_card(content, type(run.method).__doc__ or "", parameters, run.log)
     write_text(out_dir / "MODEL_CARD.md", card)
