@@ -379,6 +379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mimssl.data.settings.Stopped.__init__': ( 'data/settings.html#stopped.__init__',
                                                                                  'mimssl/data/settings.py'),
                                       'mimssl.data.settings._number': ('data/settings.html#_number', 'mimssl/data/settings.py'),
+                                      'mimssl.data.settings._resolved': ('data/settings.html#_resolved', 'mimssl/data/settings.py'),
                                       'mimssl.data.settings.auto_workers': ('data/settings.html#auto_workers', 'mimssl/data/settings.py'),
                                       'mimssl.data.settings.cores': ('data/settings.html#cores', 'mimssl/data/settings.py'),
                                       'mimssl.data.settings.find_root': ('data/settings.html#find_root', 'mimssl/data/settings.py'),
