@@ -179,7 +179,7 @@ def test_the_address_keeps_the_view(page, made):
     page.wait(
         lambda: (
             page.run("location.hash")
-            == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches"
+            == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches&encoder=vit"
         )
     )
 
@@ -199,3 +199,40 @@ def test_inside_a_notebook(page, made):
             "document.querySelector('iframe').contentDocument.body.offsetHeight")
     page.wait(lambda: page.run(fits))
     assert page.run(f"{frame}.documentElement.style.colorScheme") == "dark"
+
+
+def test_the_address_keeps_the_encoder(page, made):
+    show(page, made[0], "#image=1&prompt=20,30&threshold=0.1&encoder=colours")
+    active = "document.querySelector('.panel.active').dataset.encoder"
+    assert page.run(active) == "colours"
+    assert page.run("document.querySelector('#encoder input:checked').value") == "1"
+    page.key("e")
+    assert page.run(active) == "vit"
+    page.wait(lambda: page.run("location.hash").endswith("&encoder=vit"))
+    page.run("document.querySelectorAll('.stage')[1].focus()")      # the keys follow the focus
+    page.wait(lambda: page.run("location.hash").endswith("&encoder=colours"))
+
+
+def test_everything_has_a_name_for_a_screen_reader(page):
+    bare = page.run("""[...document.querySelectorAll('button, input, [role], img')].filter(e =>
+        !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title || e.labels?.length
+          || e.querySelector('img[alt]:not([alt=""])') || e.closest('[aria-label]'))).length""")
+    assert bare == 0 and page.run("document.documentElement.lang") == "en"
+    page.key("ArrowRight")
+    page.wait(lambda: "Row" in page.run("document.getElementById('spoken').textContent"))
+    assert "threshold" in page.run("document.querySelector('.histogram').getAttribute('aria-label')")
+
+
+def test_a_phone_shows_one_encoder_and_nothing_sticks_out(page, made):
+    size = lambda width, height: page.send("Emulation.setDeviceMetricsOverride", width=width,
+                                           height=height, deviceScaleFactor=1, mobile=True)
+    try:
+        size(360, 740)
+        show(page, made[0], "#encoder=colours")
+        seen = page.run("[...document.querySelectorAll('.panel')].filter(p => p.offsetWidth).map(p => "
+                        "p.dataset.encoder).join()")
+        assert seen == "colours"
+        assert page.run("document.documentElement.scrollWidth") <= 360
+    finally:
+        page.send("Emulation.setDeviceMetricsOverride", width=1000, height=900, deviceScaleFactor=1,
+                  mobile=False)
