@@ -72,15 +72,15 @@ def text_logits(vectors: torch.Tensor, texts: torch.Tensor, temperature) -> torc
     "cos / temperature: vectors (N, D) and text embeddings (K, D) -> (N, K) float32."
     return F.normalize(vectors.float(), dim=1) @ F.normalize(texts.float(), dim=1).T / temperature
 
-def class_loss(logits: torch.Tensor, classes: torch.Tensor, background: float = .9) -> torch.Tensor:
-    "Cross-entropy of logits (N, 1 + K), background first, with classes (N,), -1 for background, which weighs `background`; mean over N."
+def class_loss(logits: torch.Tensor, classes: torch.Tensor, count: float, background: float = .9) -> torch.Tensor:
+    "Cross-entropy of logits (N, 1 + K), background first, with classes (N,), -1 for background, which weighs `background`; sum / count."
     weight = torch.where(classes < 0, background, 1.)
-    return (F.cross_entropy(logits, classes + 1, reduction="none") * weight).sum() / max(len(classes), 1)
+    return (F.cross_entropy(logits, classes + 1, reduction="none") * weight).sum() / count
 
-def delta_loss(deltas: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    "Smooth L1 (delta 1) of deltas (P, 4) of boxes (P, 4) whose objects are `truth` (P, 4), mean over coordinates; 0 without boxes."
-    wanted = BOXES.encode_single(truth, boxes) if len(boxes) else deltas
-    return F.smooth_l1_loss(deltas, wanted, reduction="sum") / max(deltas.numel(), 1)
+def delta_loss(deltas: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor, count: float) -> torch.Tensor:
+    "Smooth L1 (delta 1) of deltas (P, 4) of boxes (P, 4) whose objects are `truth` (P, 4), mean over coordinates; sum / count."
+    wanted = BOXES.encode_single(truth, boxes) if len(boxes) else deltas.detach()
+    return F.smooth_l1_loss(deltas, wanted, reduction="sum") / (4 * count)
 
 # %% ../../nbs/detector/heads.ipynb #81e7fbbf
 class MaskHead(nn.Module):
@@ -95,8 +95,14 @@ class MaskHead(nn.Module):
         x = self.pool({str(i): x for i, x in enumerate(levels)}, boxes, [image] * len(boxes))
         return self.mask(self.up(self.convs(x)).permute(0, 2, 3, 1))[..., 0]                     # (N, 28, 28)
 
-def mask_loss(logits: torch.Tensor, masks: list[torch.Tensor], boxes: list[torch.Tensor], owners: list[torch.Tensor]) -> torch.Tensor:
-    "Binary cross-entropy of mask logits (P, 28, 28) with the masks (M, H, W) of each image, cut out by its boxes (P_i, 4) of the objects `owners` (P_i,)."
+def mask_loss(
+    logits: torch.Tensor,            # (P, 28, 28)
+    masks: list[torch.Tensor],       # of the objects of each image (M, H, W)
+    boxes: list[torch.Tensor],       # of each image (P_i, 4), which cut out the target
+    owners: list[torch.Tensor],      # the object of each box (P_i,)
+    count: float,                    # boxes over all processes, per process
+) -> torch.Tensor:
+    "Binary cross-entropy with the masks inside the boxes; sum of the boxes' means / count."
     if not len(logits): return logits.sum()
     wanted = torch.cat([project_masks_on_boxes(m, b, o, logits.shape[1]) for m, b, o in zip(masks, boxes, owners) if len(b)])
-    return F.binary_cross_entropy_with_logits(logits.float(), (wanted >= .5).float())
+    return F.binary_cross_entropy_with_logits(logits.float(), (wanted >= .5).float(), reduction="sum") / (wanted[0].numel() * count)
