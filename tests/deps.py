@@ -1,4 +1,6 @@
-"Which modules of mimssl a stage uses, derived from the imports of its notebook; `python tests/deps.py` writes them into dvc.yaml."
+"""Which modules of mimssl a stage uses, derived from the imports of its notebook; `python
+tests/deps.py` writes them into dvc.yaml.
+"""
 import ast, json, re
 from functools import cache
 from pathlib import Path
@@ -6,8 +8,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-PROFILES = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/profile").glob("*.yaml"))]
-STAGES = {name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()}
+PROFILES = [yaml.safe_load(path.read_text())
+            for path in sorted((ROOT / "conf/profile").glob("*.yaml"))]
+STAGES = {name: stage.get("do", stage)
+          for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()}
 
 
 def module_file(name: str) -> Path | None:
@@ -22,7 +26,8 @@ def imported(source: str, package: tuple[str, ...] = ()) -> set[Path]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): names |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join((*package[:len(package) - node.level + 1], *filter(None, [node.module]))) if node.level else node.module
+            base = ".".join((*package[:len(package) - node.level + 1],
+                             *filter(None, [node.module]))) if node.level else node.module
             names |= {base, *(f"{base}.{a.name}" for a in node.names)}
     return {f for n in names if n.startswith("mimssl.") and (f := module_file(n))}
 
@@ -42,7 +47,8 @@ def closure(path: Path) -> frozenset[Path]:
 def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
     "Paths, relative to the project, of all modules that a notebook (and the files `also`) uses."
     cells = json.loads(notebook.read_text())["cells"]
-    direct = set(also).union(*(imported("".join(c["source"])) for c in cells if c["cell_type"] == "code"))
+    direct = set(also).union(*(imported("".join(c["source"]))
+                               for c in cells if c["cell_type"] == "code"))
     return {str(f.relative_to(ROOT)) for d in direct for f in closure(d)}
 
 
@@ -53,18 +59,24 @@ def method_file(recipe: str) -> Path:
 
 
 def recipes_of(stage: str) -> list[str]:
-    "The recipes that a stage trains: those of the study or of the sweeps of all profiles, or the one that its command names."
+    """The recipes that a stage trains: those of the study or of the sweeps of all profiles, or the
+    one that its command names.
+    """
     words = STAGES[stage]["cmd"].split()
     given = {words[i + 1]: words[i + 2] for i, w in enumerate(words) if w == "-p"}
-    if "sweep" in given: return sorted({sweep["recipe"] for profile in PROFILES for sweep in (profile.get("sweeps") or {}).values() if "recipe" in sweep})
+    if "sweep" in given:
+        return sorted({sweep["recipe"] for profile in PROFILES
+                       for sweep in (profile.get("sweeps") or {}).values() if "recipe" in sweep})
     recipe = given.get("recipe")
     return PARAMS["study"]["recipes"] if recipe == "${item.recipe}" else [recipe] if recipe else []
 
 
 def expected(stage: str) -> dict[str, set[str]]:
     "Recipe ('' where the stage trains none) -> the modules that the stage uses."
-    notebook = ROOT / next(word for word in STAGES[stage]["cmd"].split() if word.startswith("nbs/pipeline/"))
-    return {recipe: used_by(notebook, (method_file(recipe),)) for recipe in recipes_of(stage)} or {"": used_by(notebook)}
+    notebook = ROOT / next(word for word in STAGES[stage]["cmd"].split()
+                           if word.startswith("nbs/pipeline/"))
+    return ({recipe: used_by(notebook, (method_file(recipe),)) for recipe in recipes_of(stage)}
+            or {"": used_by(notebook)})
 
 
 def declared(stage: str, recipe: str) -> set[str]:
@@ -80,11 +92,15 @@ def with_deps(text: str) -> str:
         stage = part.strip().split(":")[0]
         if stage not in STAGES: continue
         own = "mimssl/methods/${item.recipe}.py"
-        apart = own in STAGES[stage]["deps"]   # each recipe of the study depends on its own method's file alone
-        modules = set().union(*(m - ({str(method_file(recipe).relative_to(ROOT))} if apart else set()) for recipe, m in expected(stage).items()), {own} if apart else set())
+        # each recipe of the study depends on its own method's file alone
+        apart = own in STAGES[stage]["deps"]
+        modules = set().union(
+            *(m - ({str(method_file(recipe).relative_to(ROOT))} if apart else set())
+              for recipe, m in expected(stage).items()), {own} if apart else set())
         part = re.sub(r" +- mimssl/.*\n", "", part)
-        lines = lambda indent: "".join(f"{indent}- {m}\n" for m in sorted(modules))
-        parts[i] = re.sub(r"( +)(- nbs/pipeline/\w+\.ipynb\n)", lambda m: m.group(0) + lines(m.group(1)), part, count=1)
+        records = lambda indent: "".join(f"{indent}- {m}\n" for m in sorted(modules))
+        parts[i] = re.sub(r"( +)(- nbs/pipeline/\w+\.ipynb\n)",
+                          lambda m: m.group(0) + records(m.group(1)), part, count=1)
     return "".join(parts)
 
 

@@ -8,8 +8,10 @@ from tiny import ENCODER, environment, make_study
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     "A tiny study in the working directory."
-    for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")       # restored afterwards, whatever the command line sets
+    for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"):
+        monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
+    # restored afterwards, whatever the command line sets
+    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.chdir(make_study(tmp_path))
     return tmp_path
 
@@ -72,7 +74,8 @@ def test_images_that_cannot_be_used(home, capsys):
     image.write_bytes(whole[:len(whole) // 2])
     assert "1/001.png: cannot be read as an image" in pretrain(capsys)
     image.write_bytes(whole)
-    assert "smaller than 64" in pretrain(capsys, "--set", "encoder.patch_size=64", "encoder.image_size=64")
+    assert "smaller than 64" in pretrain(capsys, "--set", "encoder.patch_size=64",
+                                         "encoder.image_size=64")
     (train / "empty").mkdir()
     assert "empty" in pretrain(capsys)
     (train / "empty").rmdir()
@@ -83,22 +86,27 @@ def test_images_that_cannot_be_used(home, capsys):
 def test_a_checkpoint_of_another_architecture(home, capsys):
     params = yaml.safe_load((home / "params.yaml").read_text())
     small = params["recipes"]["mae"] | {"epochs": 1, "optimiser": {"lr": 1e-3}}
-    params["recipes"] |= {"first": small, "wide": small | {"init": "first", "encoder": ENCODER | {"embed_dim": 64}}}
+    params["recipes"] |= {"first": small,
+                          "wide": small | {"init": "first", "encoder": ENCODER | {"embed_dim": 64}}}
     (home / "params.yaml").write_text(yaml.safe_dump(params))
     sentence = refused(capsys, "pretrain", "--recipe", "wide")
     assert "starts from 'first'" in sentence and "--recipe first --seed 0" in sentence
     assert main("pretrain --recipe first".split()) == 0
     sentence = refused(capsys, "pretrain", "--recipe", "wide")
-    assert "of another architecture" in sentence and "width 32" in sentence and "width 64" in sentence
+    assert ("of another architecture" in sentence and "width 32" in sentence
+            and "width 64" in sentence)
     weights = home / "outputs/pretrain/first-s0/method.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     assert "damaged" in refused(capsys, "pretrain", "--recipe", "wide")
 
 
 def test_a_model_that_is_not_one(home, capsys):
-    assert "no such file of weights" in refused(capsys, "evaluate", "--model", "none.safetensors", "--dataset", "stripes")
-    assert "nor a timm model" in refused(capsys, "evaluate", "--model", "vit_tiniest", "--dataset", "stripes")
-    assert "not in the suite" in refused(capsys, "evaluate", "--model", "vit_tiny_patch16_224", "--suite", "kn")
+    assert "no such file of weights" in refused(capsys, "evaluate", "--model", "none.safetensors",
+                                                "--dataset", "stripes")
+    assert "nor a timm model" in refused(capsys, "evaluate", "--model", "vit_tiniest", "--dataset",
+                                         "stripes")
+    assert "not in the suite" in refused(capsys, "evaluate", "--model", "vit_tiny_patch16_224",
+                                         "--suite", "kn")
 
 
 def test_a_loss_that_is_no_number(home, capsys):
@@ -110,5 +118,7 @@ def test_a_loss_that_is_no_number(home, capsys):
 
 
 def test_the_process_exits_with_1(home):
-    done = subprocess.run([sys.executable, "-m", "mimssl", "pretrain", "--recipe", "mea"], env=environment(), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: there is no recipe 'mea'")
+    done = subprocess.run([sys.executable, "-m", "mimssl", "pretrain", "--recipe", "mea"],
+                          env=environment(), capture_output=True, text=True)
+    assert ((done.returncode, done.stdout) == (1, "")
+            and done.stderr.startswith("error: there is no recipe 'mea'"))

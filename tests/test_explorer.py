@@ -3,15 +3,18 @@ import numpy as np, pytest, torch
 from chromium import Chromium, find_chromium
 from mimssl.data.sources import open_dataset
 from mimssl.evaluation.explorer import explore, unpack_tokens, with_names
-from mimssl.evaluation.prompt_segmentation import best_ious, threshold_ious, token_counts, token_of_pixel
+from mimssl.evaluation.prompt_segmentation import (best_ious, threshold_ious, token_counts,
+                                                   token_of_pixel)
 from mimssl.parts.encoder import EncoderConfig, build_encoder
 
 pytest.importorskip("websocket", reason="the package websocket-client drives the browser")
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: put one on the path or name its program in MIMSSL_CHROMIUM")
+pytestmark = pytest.mark.skipif(find_chromium() is None,
+                                reason="no Chromium here: put one on the path or name its program "
+                                       "in MIMSSL_CHROMIUM")
 
 
 def colours(x):
-    "Mean and spread of the colours of 16 x 16 pixels, (1, 3, S, S) -> (1, h, w, 6)."
+    "Mean and std of the colours of 16 x 16 pixels, (1, 3, S, S) -> (1, h, w, 6)."
     cells = x.unfold(2, 16, 16).unfold(3, 16, 16).flatten(4)
     return torch.cat([cells.mean(-1), cells.std(-1)], 1).movedim(1, -1)
 
@@ -27,7 +30,8 @@ class Twin:
         self.object = min(here, key=lambda i: self.masks[i].sum()) if here else None
         self.similar, self.counts, self.cells = [], [], []
         for about in self.images[image]["tokens"]:
-            cell, u = token_of_pixel(self.masks[0].shape, about["grid"]), unpack_tokens(about, centre)
+            cell, u = (token_of_pixel(self.masks[0].shape, about["grid"]),
+                       unpack_tokens(about, centre))
             self.cells.append(cell)
             self.similar.append((u @ u[cell[y, x]]).numpy())
             self.counts.append(token_counts(np.stack(self.masks), tuple(about["grid"])))
@@ -37,10 +41,15 @@ class Twin:
 
     def score(self, threshold):
         "IoU with the object under the prompt, without one the share of the image that is selected."
-        if self.object is None: return [pixels[s > threshold].sum() / pixels.sum() for s, (_, pixels) in zip(self.similar, self.counts)]
-        return [threshold_ious(s[None], inside[[self.object]], pixels, [threshold])[0, 0] for s, (inside, pixels) in zip(self.similar, self.counts)]
+        if self.object is None:
+            return [pixels[s > threshold].sum() / pixels.sum()
+                    for s, (_, pixels) in zip(self.similar, self.counts)]
+        return [threshold_ious(s[None], inside[[self.object]], pixels, [threshold])[0, 0]
+                for s, (inside, pixels) in zip(self.similar, self.counts)]
 
-    def best(self): return [best_ious(s[None], inside[[self.object]], pixels)[0] for s, (inside, pixels) in zip(self.similar, self.counts)]
+    def best(self):
+        return [best_ious(s[None], inside[[self.object]], pixels)[0]
+                for s, (inside, pixels) in zip(self.similar, self.counts)]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +59,13 @@ def made(tmp_path_factory):
     items = with_names(scenes, [0, 2, 4])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit = build_encoder(EncoderConfig(embed_dim=48, depth=2, num_heads=4, patch_size=8, image_size=64))
-    explorer = explore(items, {"vit": vit, "colours": colours}, size=96, device="cpu", progress=False)
+        vit = build_encoder(EncoderConfig(embed_dim=48, depth=2, num_heads=4, patch_size=8,
+                                          image_size=64))
+    explorer = explore(items, {"vit": vit, "colours": colours}, size=96, device="cpu",
+                       progress=False)
     folder = tmp_path_factory.mktemp("page")
-    (folder / "notebook.html").write_text(f"<!doctype html><body data-jp-theme-light='false'>{explorer._repr_html_()}</body>")
+    (folder / "notebook.html").write_text(f"<!doctype html><body data-jp-theme-light='false'>"
+                                          f"{explorer._repr_html_()}</body>")
     return explorer.save(folder / "explorer.html"), Twin(explorer, items)
 
 
@@ -72,38 +84,47 @@ def page(browser, made):
 
 
 def show(browser, path, hash=""):
-    browser.open(path.as_uri() + hash, "document.querySelectorAll('data.iou, data.share').length == 2")
+    browser.open(path.as_uri() + hash,
+                 "document.querySelectorAll('data.iou, data.share').length == 2")
 
 
 def numbers(page, name, frame="document") -> list[float]:
     "The exact values of one kind that the panels show."
-    return [float(v) for v in page.run(f"[...{frame}.querySelectorAll('.panel data.{name}')].map(e => e.value)")]
+    return [float(v) for v in page.run(f"[...{frame}.querySelectorAll('.panel data.{name}')].map(e "
+                                       f"=> e.value)")]
 
 
 def spot(page, x, y, panel=0):
     "Where in the window the pixel (x, y) of an image of 96 x 96 pixels is."
-    left, top, width, height = page.run(f"(r => [r.left, r.top, r.width, r.height])(document.querySelectorAll('.stage')[{panel}].getBoundingClientRect())")
+    left, top, width, height = page.run(f"(r => [r.left, r.top, r.width, "
+                                        f"r.height])(document.querySelectorAll('.stage')[{panel}"
+                                        f"].getBoundingClientRect())")
     return left + (x + .5) / 96 * width, top + (y + .5) / 96 * height
 
 
-def shown(page): return "iou" if page.run("!!document.querySelector('.panel data.iou')") else "share"
+def shown(page):
+    return "iou" if page.run("!!document.querySelector('.panel data.iou')") else "share"
 
 
 @pytest.mark.parametrize("features", ["raw", "centred"])
 def test_a_click_shows_what_python_computes(page, made, features):
     rng, twin, kinds = np.random.default_rng(0), made[1], set()
     page.run(f"document.querySelector('input[value={features}]').click()")
-    points = [tuple(map(int, p)) for p in rng.integers(0, 96, (4, 2))] + [tuple(o["point"]) for o in twin.images[0]["objects"]]
+    points = [tuple(map(int, p)) for p in rng.integers(0, 96, (4, 2))] + [
+        tuple(o["point"]) for o in twin.images[0]["objects"]]
     for n, (x, y) in enumerate(points):
         page.click(*spot(page, x, y, panel=n % 2))
         expected = twin.at(0, x, y, features == "centred")
         kinds.add(shown(page))
         assert shown(page) == ("share" if expected.object is None else "iou")
-        np.testing.assert_allclose(numbers(page, "cursor"), expected.under(x, y), rtol=0, atol=1e-9)       # 1: the prompt itself
-        np.testing.assert_allclose(numbers(page, shown(page)), expected.score(.3), rtol=0, atol=1e-12)
+        # 1: the prompt itself
+        np.testing.assert_allclose(numbers(page, "cursor"), expected.under(x, y), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(numbers(page, shown(page)), expected.score(.3), rtol=0,
+                                   atol=1e-12)
         other = tuple(map(int, rng.integers(0, 96, 2)))
         page.mouse("Moved", *spot(page, *other))
-        np.testing.assert_allclose(numbers(page, "cursor"), expected.under(*other), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(numbers(page, "cursor"), expected.under(*other), rtol=0,
+                                   atol=1e-9)
     assert kinds == {"iou", "share"}
 
 
@@ -113,14 +134,18 @@ def test_every_threshold_and_the_best(page, made):
     expected, object = made[1].at(0, x, y, True), made[1].images[0]["objects"][1]["name"]
     assert page.run("document.querySelector('#objects [aria-pressed=true]').textContent") == object
     for threshold in (-1, -.35, 0, .15, .62, .99):
-        page.run(f"(e => {{ e.value = {threshold}; e.dispatchEvent(new Event('input')); }})(document.getElementById('threshold'))")
-        np.testing.assert_allclose(numbers(page, "iou"), expected.score(threshold), rtol=0, atol=1e-12)
+        page.run(f"(e => {{ e.value = {threshold}; e.dispatchEvent(new Event('input')); "
+                 f"}})(document.getElementById('threshold'))")
+        np.testing.assert_allclose(numbers(page, "iou"), expected.score(threshold), rtol=0,
+                                   atol=1e-12)
     np.testing.assert_allclose(numbers(page, "best"), expected.best(), rtol=0, atol=1e-12)
     for panel in (0, 1):
         page.run(f"document.querySelectorAll('.panel .facts button')[{panel}].click()")
         assert numbers(page, "iou")[panel] == numbers(page, "best")[panel]
-    left, width, top = page.run("(r => [r.left, r.width, r.top])(document.querySelector('.histogram').getBoundingClientRect())")
-    page.click(left + 10 + (width - 20) * .75, top + 30)                                                  # the histogram sets it too
+    left, width, top = page.run(
+        "(r => [r.left, r.width, "
+        "r.top])(document.querySelector('.histogram').getBoundingClientRect())")
+    page.click(left + 10 + (width - 20) * .75, top + 30)  # the histogram sets it too
     np.testing.assert_allclose(numbers(page, "iou"), expected.score(.5), rtol=0, atol=1e-12)
 
 
@@ -128,31 +153,49 @@ def test_drag_and_keys(page, made):
     twin = made[1]
     page.mouse("Moved", *spot(page, 4, 4)), page.mouse("Pressed", *spot(page, 4, 4), 1)
     page.mouse("Moved", *spot(page, 70, 44), 1), page.mouse("Released", *spot(page, 70, 44))
-    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 70, 44, True).score(.3), rtol=0, atol=1e-12)
-    page.key("ArrowRight"), page.key("ArrowDown")                                                         # to the middle of the next patch of the first encoder
-    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 76, 52, True).score(.3), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 70, 44, True).score(.3),
+                               rtol=0, atol=1e-12)
+    # to the middle of the next patch of the first encoder
+    page.key("ArrowRight"), page.key("ArrowDown")
+    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 76, 52, True).score(.3),
+                               rtol=0, atol=1e-12)
     page.key("ArrowLeft", shift=True), page.key("+"), page.key("c")
-    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 44, 52, False).score(.31), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(0, 44, 52, False).score(.31),
+                               rtol=0, atol=1e-12)
     page.key("n")
-    x, y = max(zip(twin.images[1]["objects"], twin.items[1]["objects"]), key=lambda o: o[1]["mask"].sum())[0]["point"]
-    np.testing.assert_allclose(numbers(page, "iou"), twin.at(1, x, y, False).score(.31), rtol=0, atol=1e-12)
-    for _ in range(3): page.key("v"), page.key("s")                                                       # every view draws
+    x, y = max(zip(twin.images[1]["objects"], twin.items[1]["objects"]),
+               key=lambda o: o[1]["mask"].sum())[0]["point"]
+    np.testing.assert_allclose(numbers(page, "iou"), twin.at(1, x, y, False).score(.31), rtol=0,
+                               atol=1e-12)
+    for _ in range(3): page.key("v"), page.key("s")  # every view draws
 
 
 def test_the_address_keeps_the_view(page, made):
     path, twin = made
     show(page, path, "#image=2&prompt=50,20&threshold=-0.2&features=raw&view=mask")
-    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(2, 50, 20, False).score(-.2), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(numbers(page, shown(page)), twin.at(2, 50, 20, False).score(-.2),
+                               rtol=0, atol=1e-12)
     page.click(*spot(page, 33, 60))
-    page.wait(lambda: page.run("location.hash") == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches")
+    page.wait(
+        lambda: (
+            page.run("location.hash")
+            == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches"
+        )
+    )
 
 
 def test_inside_a_notebook(page, made):
     show_frame = made[0].with_name("notebook.html").as_uri()
-    page.open(show_frame, "document.querySelector('iframe')?.contentDocument.querySelectorAll('data.iou').length == 2")
+    page.open(
+        show_frame,
+        "document.querySelector('iframe')?.contentDocument.querySelectorAll('data.iou').length == "
+        "2")
     frame = "document.querySelector('iframe').contentDocument"
-    x, y = max(zip(made[1].images[0]["objects"], made[1].items[0]["objects"]), key=lambda o: o[1]["mask"].sum())[0]["point"]
-    np.testing.assert_allclose(numbers(page, "iou", frame), made[1].at(0, x, y, True).score(.3), rtol=0, atol=1e-12)
-    fits = "document.querySelector('iframe').clientHeight === document.querySelector('iframe').contentDocument.body.offsetHeight"
+    x, y = max(zip(made[1].images[0]["objects"], made[1].items[0]["objects"]),
+               key=lambda o: o[1]["mask"].sum())[0]["point"]
+    np.testing.assert_allclose(numbers(page, "iou", frame), made[1].at(0, x, y, True).score(.3),
+                               rtol=0, atol=1e-12)
+    fits = ("document.querySelector('iframe').clientHeight === "
+            "document.querySelector('iframe').contentDocument.body.offsetHeight")
     page.wait(lambda: page.run(fits))
     assert page.run(f"{frame}.documentElement.style.colorScheme") == "dark"

@@ -1,4 +1,6 @@
-"The pipeline: notebooks that papermill cannot misread, stages that notice every change, profiles that compose."
+"""The pipeline: notebooks that papermill cannot misread, stages that notice every change, profiles
+that compose.
+"""
 import json
 import pytest, yaml
 from deps import PARAMS, ROOT, STAGES, declared, expected, method_file
@@ -17,10 +19,14 @@ def test_pipeline_notebooks_are_plain(path):
     nb = nbformat.read(path, as_version=4)
     assert parameters_of(nb, path.name), f"{path.name}: the tagged cell assigns no parameter"
     for cell in nb.cells:
-        assert not cell.get("outputs"), f"{path.name} has outputs; pipeline notebooks are committed without"
-        assert not cell.source.lstrip().startswith("#|"), f"{path.name} has an nbdev directive; pipeline notebooks export nothing"
+        assert not cell.get("outputs"), (f"{path.name} has outputs; pipeline notebooks are "
+                                         f"committed without")
+        assert not cell.source.lstrip().startswith("#|"), (
+            f"{path.name} has an nbdev directive; pipeline notebooks export nothing")
         if cell.cell_type == "code":
-            assert not any(line.startswith(("def ", "class ", "for ", "while ", "if ")) for line in cell.source.splitlines()), f"{path.name} has logic of its own"
+            assert not any(
+                line.startswith(("def ", "class ", "for ", "while ", "if "))
+                for line in cell.source.splitlines()), f"{path.name} has logic of its own"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -32,7 +38,8 @@ def test_a_stage_gives_known_parameters(stage):
 
 
 def test_a_misspelt_parameter_is_refused(capsys, tmp_path):
-    assert main([str(ROOT / "nbs/pipeline/pretrain.ipynb"), str(tmp_path / "out.ipynb"), "-p", "sed", "1"]) == 1
+    assert main([str(ROOT / "nbs/pipeline/pretrain.ipynb"), str(tmp_path / "out.ipynb"), "-p",
+                 "sed", "1"]) == 1
     assert "no parameter 'sed'; did you mean 'seed'?" in capsys.readouterr().err
     assert not (tmp_path / "out.ipynb").exists()
 
@@ -42,7 +49,8 @@ def test_a_stage_depends_on_the_modules_it_uses(stage):
     uses = expected(stage)
     for recipe, modules in uses.items():
         missing = modules - declared(stage, recipe)
-        assert not missing, f"dvc.yaml: add to the deps of {stage} (python tests/deps.py does it): {', '.join(sorted(missing))}"
+        assert not missing, (f"dvc.yaml: add to the deps of {stage} (python tests/deps.py does "
+                             f"it): {', '.join(sorted(missing))}")
     spare = {d for recipe in uses for d in declared(stage, recipe)} - set().union(*uses.values())
     assert not spare, f"dvc.yaml: remove from the deps of {stage}: {', '.join(sorted(spare))}"
     notebook = next(w for w in STAGES[stage]["cmd"].split() if w.startswith("nbs/pipeline/"))
@@ -52,27 +60,32 @@ def test_a_stage_depends_on_the_modules_it_uses(stage):
 def test_recipes_are_named_like_their_methods():
     for recipe in PARAMS["study"]["recipes"]:
         file = method_file(recipe)
-        assert recipe == file.stem, f"recipe '{recipe}' of the study belongs to {file.name}; dvc.yaml finds a method's file by the recipe's name"
+        assert recipe == file.stem, (f"recipe '{recipe}' of the study belongs to {file.name}; "
+                                     f"dvc.yaml finds a method's file by the recipe's name")
 
 
 @pytest.mark.parametrize("profile", profiles(ROOT))
-def test_what_is_judged_is_trained(profile, tmp_path):
+def test_what_is_evaluated_is_trained(profile, tmp_path):
     params = yaml.safe_load(compose(profile, tmp_path / "params.yaml").read_text())
-    assert set(params["study"]["judged"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, "dvc.yaml trains the study's recipes, and mae_ct in stages of its own"
+    assert set(params["study"]["evaluated"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, (
+        "dvc.yaml trains the study's recipes, and mae_ct in stages of its own")
     for sweep in params["sweeps"]: assert sweep_runs(params, sweep)
 
 
 def test_params_are_the_smoke_profile(tmp_path):
     composed = compose("smoke", tmp_path / "params.yaml").read_text()
-    assert (ROOT / "params.yaml").read_text() == composed, "params.yaml is not what conf/ gives: python -m mimssl.data.study compose smoke"
+    assert (ROOT / "params.yaml").read_text() == composed, (
+        "params.yaml is not what conf/ gives: python -m mimssl.data.study compose smoke")
 
 
 @pytest.mark.parametrize("profile", profiles(ROOT))
 def test_every_profile_composes(profile, tmp_path):
     params = yaml.safe_load(compose(profile, tmp_path / "params.yaml").read_text())
-    assert params["profile"] == profile and set(params) == set(PARAMS) and set(params["study"]) == set(PARAMS["study"])
+    assert (params["profile"] == profile and set(params) == set(PARAMS)
+            and set(params["study"]) == set(PARAMS["study"]))
     for name in params["recipes"]: read_recipe(params, name)
-    assert set(params["study"]["recipes"]) <= set(params["recipes"]) and params["study"]["dataset"] in params["study"]["datasets"]
+    assert (set(params["study"]["recipes"]) <= set(params["recipes"])
+            and params["study"]["dataset"] in params["study"]["datasets"])
 
 
 def test_an_unknown_profile_is_refused():
@@ -83,7 +96,8 @@ def test_rolling_checkpoints_are_no_outputs():
     for name, stage in STAGES.items():
         for out in [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]:
             path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
-            assert "local" not in path and not options.get("persist"), f"{name}: {path} must not outlive its stage"
+            assert ("local" not in path
+                    and not options.get("persist")), f"{name}: {path} must not outlive its stage"
     assert "/outputs/local/" in (ROOT / ".gitignore").read_text()
 
 

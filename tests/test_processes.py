@@ -1,4 +1,6 @@
-"Two processes on half batches do what one does on the whole batch, for every method and its forms: losses, monitors, gradient, weights, buffers."
+"""Two processes on half batches do what one does on the whole batch, for every method and its
+forms: losses, monitors, gradient, weights, buffers.
+"""
 import json, socket
 import pytest, torch
 from safetensors.torch import load_file
@@ -8,29 +10,41 @@ from tiny import MAE, make_study, python
 HEAD = dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64)
 DINO = dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16)
 IBOT = DINO | dict(patch_out_dim=64)
-MOCA = dict(num_words=32, num_new_words=8, skip_offset=1, early_layer=1, decoder_dim=32, decoder_depth=1, decoder_heads=2)
+MOCA = dict(num_codewords=32, num_new_codewords=8, skip_offset=1, early_layer=1, decoder_dim=32,
+            decoder_depth=1, decoder_heads=2)
 MMC = DINO | dict(cls_hidden_dim=32, cls_out_dim=16, max_block=.6, head_layers=1, cls_weight=.5)
-CASES = {   # a method, or a method and a word for the form: small options
+CASES = {  # a method, or a method and a word for the form: small options
     "mae": MAE,
     "mae_ct": HEAD | dict(target_momentum=.9, stage="tune"),
     "mae_nnclr": MAE | HEAD,
-    "latent_mim": dict(num_visible=6, gap=2, projector_dim=32, decoder_dim=32, decoder_depth=1, decoder_heads=2),
+    "latent_mim": dict(
+        num_visible=6, gap=2, projector_dim=32, decoder_dim=32, decoder_depth=1, decoder_heads=2
+    ),
     "moca": MOCA,
-    "moca-cls": MOCA | dict(pooling="cls", new_word="mean", mask_ratios=[.6], decoder_mask_ratios=[.3]),
-    "moca-released": MOCA | dict(codebook="released"),     # differs from one process on purpose: only process 0's words survive
+    "moca-cls": MOCA
+    | dict(pooling="cls", new_codeword="mean", mask_ratios=[.6], decoder_mask_ratios=[.3]),
+    # differs from one process on purpose: only process 0's words survive
+    "moca-released": MOCA | dict(codebook="released"),
     "dino": DINO | dict(use_bn=True),
     "dino-large": DINO | dict(local_crops=0),
     "ibot": IBOT,
     "ibot-separate": IBOT | dict(patch_out_dim=32, shared_head=False, shared_head_teacher=False),
-    "ibot-few": IBOT | dict(mask_shape="random"),            # two images: at times one process has hidden patches and the other has none
+    # two images: at times one process has masked patches and the other has none
+    "ibot-few": IBOT | dict(mask_shape="random"),
     "mocov3": dict(hidden_dim=32, out_dim=16),
     "mmc": MMC,
-    "mmc-contrast": MMC | dict(pat_loss="contrast", combine="both", predictor=True, two_tau=False, rec_average="images"),
-    "mmc-few": MMC | dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3),   # the same for half-hidden patches
+    "mmc-contrast": MMC
+    | dict(
+        pat_loss="contrast", combine="both", predictor=True, two_tau=False, rec_average="images"
+    ),
+    "mmc-few": MMC
+    # the same for half-masked patches
+    | dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3),
 }
 STEPS, TOLERANCE = 3, 1e-5
 
-# Trains every case for a few steps with plain SGD, so that weights follow gradients linearly, and writes what happened.
+# Trains every case for a few steps with plain SGD, so that weights follow gradients linearly, and
+# writes what happened.
 DRIVER = """
 import json, yaml, torch
 from safetensors.torch import save_file
@@ -56,15 +70,19 @@ for name in {cases}:
 def trained(tmp_path_factory):
     "A folder with the results of all cases, from one process and from two."
     home = tmp_path_factory.mktemp("processes")
-    sgd = {"name": "sgd", "lr": .05, "momentum": 0., "weight_decay": 0., "clip": 3.}   # fresh heads have gradients of some thousands, after which no target would move
-    recipe = lambda case: {"epochs": 2, "batch_size": 2 if case.endswith("few") else 16, "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case]}
+    # fresh heads have gradients of some thousands, after which no target would move
+    sgd = {"name": "sgd", "lr": .05, "momentum": 0., "weight_decay": 0., "clip": 3.}
+    recipe = lambda case: {"epochs": 2, "batch_size": 2 if case.endswith("few") else 16,
+                           "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case]}
     make_study(home, **{case: recipe(case) for case in CASES})
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     code = DRIVER.format(steps=STEPS, cases=list(CASES))
     jobs = [python(home, code)]
-    jobs += [python(home, code, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
+    jobs += [python(home, code, RANK=str(r), LOCAL_RANK=str(r),
+                    WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+             for r in range(2)]
     try:
         for job in jobs:
             text = job.communicate(timeout=600)[0]
@@ -89,9 +107,13 @@ def test_two_processes_equal_one(trained, case):
     (one, a), (two, b) = (result(trained, case, 0, world) for world in (1, 2))
     for step, (x, y) in enumerate(zip(one, two)):
         assert set(x) == set(y), f"step {step}"
-        for name in x: assert y[name] == pytest.approx(x[name], rel=1e-4, abs=TOLERANCE), f"step {step}: {name}"
+        for name in x:
+            assert y[name] == pytest.approx(x[name], rel=1e-4,
+                                            abs=TOLERANCE), f"step {step}: {name}"
     assert set(a) == set(b)
-    worst = {k: (a[k].double() - b[k].double()).abs().max().item() / max(1., a[k].abs().max().item()) for k in a if a[k].numel()}
+    worst = {
+        k: (a[k].double() - b[k].double()).abs().max().item() / max(1., a[k].abs().max().item())
+        for k in a if a[k].numel()}
     assert {k: d for k, d in worst.items() if d > TOLERANCE} == {}
 
 

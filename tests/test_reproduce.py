@@ -4,35 +4,68 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["study.datasets=[scenes]", "study.recipes=[mae]", "study.judged=[mae]", "study.seeds=[0]", "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
-         *(f"~study.suite.{name}" for name in ("lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg", "davis")),
-         "study.suite.similarity.size=32", "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
-         "recipes.mae.epochs=24", "recipes.mae.batch_size=32", "recipes.mae.save_every=1", "recipes.mae.optimiser.warmup_epochs=2",
-         "recipes.mae_ct_head.epochs=1", "recipes.mae_ct.epochs=1", "sweeps.target.shared.epochs=1", "sweeps.target.shared.optimiser.warmup_epochs=0",
-         "sweeps.target.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: mse}}]"]
+SMALL = [
+    "study.datasets=[scenes]",
+    "study.recipes=[mae]",
+    "study.evaluated=[mae]",
+    "study.seeds=[0]",
+    "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
+    *(
+        f"~study.suite.{name}"
+        for name in (
+            "lowshot", "clustering", "prompt_segmentation", "unsupervised_segmentation", "semseg",
+            "davis"
+        )
+    ),
+    "study.suite.similarity.size=32",
+    "study.encoder={embed_dim: 48, depth: 2, num_heads: 2, patch_size: 8, image_size: 32}",
+    "recipes.mae.epochs=24",
+    "recipes.mae.batch_size=32",
+    "recipes.mae.save_every=1",
+    "recipes.mae.optimiser.warmup_epochs=2",
+    "recipes.mae_ct_head.epochs=1",
+    "recipes.mae_ct.epochs=1",
+    "sweeps.target.shared.epochs=1",
+    "sweeps.target.shared.optimiser.warmup_epochs=0",
+    (
+        "sweeps.target.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: "
+        "mse}}]"
+    ),
+]
 WEIGHTS = "outputs/pretrain/mae-s0/encoder.safetensors"
 
 
 class Clone:
-    "A clone of the tracked files, committed, with a tenth of the generated data and a reduced study."
+    """A clone of the tracked files, committed, with a tenth of the generated data and a reduced
+    study.
+    """
     def __init__(self, home: Path):
         self.home = home
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("MIMSSL_", "GIT_", "DVC_"))} | {
-            "PYTHONPATH": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "MIMSSL_DEVICE": "cpu",
-            "OMP_NUM_THREADS": "1", "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"}
-        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        self.env = {k: v for k, v in os.environ.items()
+                    if not k.startswith(("MIMSSL_", "GIT_", "DVC_"))} | {
+                        "PYTHONPATH": str(home),
+                        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                        "MIMSSL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "GIT_AUTHOR_NAME": "t",
+                        "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
+                        "GIT_COMMITTER_EMAIL": "t@example.org"}
+        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
+                               capture_output=True, text=True, check=True).stdout.splitlines()
         for name in files:
-            if name.startswith("outputs/") or name in ("dvc.lock", "data.dvc") or not (ROOT / name).is_file(): continue
+            if (name.startswith("outputs/") or name in ("dvc.lock", "data.dvc")
+                or not (ROOT / name).is_file()):
+                continue
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, home / name)
         self("git", "init", "-q")
         self("python", "-m", "mimssl.data.scenes", "--scale", ".1")
         self("dvc", "add", "-q", "data")
-        self("python", "-c", f"from mimssl.data.study import compose; compose('smoke', overrides={SMALL})")
+        self("python", "-c",
+             f"from mimssl.data.study import compose; compose('smoke', overrides={SMALL})")
         self.commit()
 
     def __call__(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(command, cwd=self.home, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, cwd=self.home, env=self.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
         assert fails or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}"
         return done.stdout
 
@@ -42,9 +75,11 @@ class Clone:
 
     def ran(self, output: str) -> set[str]:
         "Names of the stages that DVC ran."
-        return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+        return {line.split("'")[1]
+                for line in output.splitlines() if line.startswith("Running stage")}
 
-    def sha(self, name: str) -> str: return hashlib.sha256((self.home / name).read_bytes()).hexdigest()
+    def sha(self, name: str) -> str:
+        return hashlib.sha256((self.home / name).read_bytes()).hexdigest()
 
     def small_files(self) -> dict[str, str]:
         "Tracked results -> their hashes."
@@ -60,18 +95,24 @@ def clone(tmp_path_factory):
 
 
 def test_the_whole_study_runs(clone):
-    assert clone.ran(clone.first) == {"prepare@scenes", "pretrain@mae-0", "mae_ct_head@0", "mae_ct@0", "baselines@pixels", "baselines@untrained",
+    assert clone.ran(clone.first) == {"prepare@scenes", "pretrain@mae-0", "mae_ct_head@0",
+                                      "mae_ct@0", "baselines@pixels", "baselines@untrained",
                                       "evaluate@mae-0", "ablate@target", "figures"}
     assert "step/s" in clone.first, "no progress of the training was shown"
     table = (clone.home / "outputs/figures/results.txt").read_text()
     assert "linear" in table.lower() and "untrained" in table.lower()
-    executed = sorted(p.name for p in (clone.home / "outputs").glob("*/**/*.ipynb") if "local" not in p.parts)
-    assert executed == ["ablate.ipynb"] + ["evaluate.ipynb"] * 3 + ["figures.ipynb", "prepare.ipynb"] + ["pretrain.ipynb"] * 3
+    executed = sorted(p.name for p in (clone.home / "outputs").glob("*/**/*.ipynb")
+                      if "local" not in p.parts)
+    assert (executed == ["ablate.ipynb"] + ["evaluate.ipynb"] * 3
+            + ["figures.ipynb", "prepare.ipynb"] + ["pretrain.ipynb"] * 3)
     assert (clone.home / "outputs/figures/sweep-target.png").is_file()
     pretrain = json.loads((clone.home / "outputs/pretrain/mae-s0/pretrain.ipynb").read_text())
-    assert sum("image/png" in o.get("data", {}) for c in pretrain["cells"] for o in c.get("outputs", [])) == 2
-    record = json.loads((clone.home / "outputs/local/provenance/pretrain/mae-s0/pretrain.json").read_text())
-    assert len(record["commit"]) == 40 and record["parameters"] == {"recipe": "mae", "seed": 0} and record["seconds"] > 0
+    assert sum("image/png" in o.get("data", {}) for c in pretrain["cells"]
+               for o in c.get("outputs", [])) == 2
+    record = json.loads((
+        clone.home / "outputs/local/provenance/pretrain/mae-s0/pretrain.json").read_text())
+    assert (len(record["commit"]) == 40 and record["parameters"] == {"recipe": "mae", "seed": 0}
+            and record["seconds"] > 0)
 
 
 def test_a_second_run_does_nothing(clone):
@@ -91,7 +132,8 @@ def test_running_a_stage_again_gives_the_same_bytes(clone):
     before = clone.small_files()
     shutil.rmtree(clone.home / "outputs/local")
     stages = ("prepare@scenes", "baselines@untrained", "evaluate@mae-0", "figures")
-    assert clone.ran(clone("dvc", "repro", "--force", "--no-run-cache", "--single-item", *stages)) == set(stages)
+    assert clone.ran(clone("dvc", "repro", "--force", "--no-run-cache", "--single-item",
+                           *stages)) == set(stages)
     after = clone.small_files()
     assert not [n for n in before if before[n] != after[n]]
     assert clone("git", "status", "--porcelain") == ""
@@ -99,20 +141,24 @@ def test_running_a_stage_again_gives_the_same_bytes(clone):
 
 def test_a_killed_run_continues_and_ends_with_the_same_bits(clone):
     weights = clone.sha(WEIGHTS)
-    shutil.rmtree(clone.home / ".dvc/cache/runs", ignore_errors=True)   # else DVC would fetch the result of the first run
-    run = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "pretrain@mae-0"], cwd=clone.home, env=clone.env, start_new_session=True,
+    # else DVC would fetch the result of the first run
+    shutil.rmtree(clone.home / ".dvc/cache/runs", ignore_errors=True)
+    run = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "pretrain@mae-0"],
+                           cwd=clone.home, env=clone.env, start_new_session=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     waiting_until = time.monotonic() + 120
     while not list((clone.home / "outputs/local/checkpoints").glob("*/rolling.pt")):
-        assert run.poll() is None and time.monotonic() < waiting_until, "the run ended, or saved nothing, before it could be killed"
+        assert run.poll() is None and time.monotonic() < waiting_until, (
+            "the run ended, or saved nothing, before it could be killed")
         time.sleep(.02)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    time.sleep(2.5)                                         # the kernel notices within a second that its parent is gone
+    time.sleep(2.5)  # the kernel notices within a second that its parent is gone
     assert not (clone.home / WEIGHTS).exists()
     said = clone("dvc", "repro")
     assert clone.ran(said) == {"pretrain@mae-0"}
-    times = [json.loads(line) for line in (clone.home / "outputs/local/times.jsonl").read_text().splitlines()]
+    times = [json.loads(line)
+             for line in (clone.home / "outputs/local/times.jsonl").read_text().splitlines()]
     assert times[-1]["from_step"] > 0, "it started again from the beginning"
     assert clone.sha(WEIGHTS) == weights
     assert clone("git", "status", "--porcelain") == ""
@@ -120,23 +166,35 @@ def test_a_killed_run_continues_and_ends_with_the_same_bits(clone):
 
 def changed_stages(clone) -> set[str]:
     "Stages that `dvc status` names as changed themselves."
-    return {line.rstrip(":") for line in clone("dvc", "status").splitlines() if line and not line[0].isspace() and line.endswith(":")}
+    return {line.rstrip(":") for line in clone("dvc", "status").splitlines() if line
+            and not line[0].isspace() and line.endswith(":")}
 
 
 def test_only_what_changed_is_out_of_date(clone):
     params = clone.home / "params.yaml"
     before = params.read_text()
     try:
-        params.write_text(before.replace("\nrecipes:\n", "\nrecipes:\n  another:\n    method: mae\n"))
-        assert "up to date" in clone("dvc", "status"), "a recipe that is not in the study changed something"
-        params.write_text(before.replace("epochs: 24", "epochs: 1").replace("warmup_epochs: 2", "warmup_epochs: 1"))
-        assert changed_stages(clone) == {"pretrain@mae-0", "mae_ct_head@0", "mae_ct@0"}   # the latter two start from it
-        assert clone.ran(clone("dvc", "repro", "evaluate@mae-0", "baselines@pixels")) == {"pretrain@mae-0", "evaluate@mae-0"}
+        params.write_text(before.replace("\nrecipes:\n",
+                                         "\nrecipes:\n  another:\n    method: mae\n"))
+        assert "up to date" in clone(
+            "dvc", "status"), "a recipe that is not in the study changed something"
+        params.write_text(before.replace("epochs: 24", "epochs: 1").replace(
+            "warmup_epochs: 2", "warmup_epochs: 1"))
+        # the latter two start from it
+        assert changed_stages(clone) == {"pretrain@mae-0", "mae_ct_head@0", "mae_ct@0"}
+        assert clone.ran(clone("dvc", "repro", "evaluate@mae-0",
+                               "baselines@pixels")) == {"pretrain@mae-0", "evaluate@mae-0"}
     finally: params.write_text(before)
 
 
-@pytest.mark.parametrize("module, stages", [("mimssl/training/loop.py", {"pretrain@mae-0"}), ("mimssl/report/tables.py", {"figures"}),
-                                            ("mimssl/evaluation/knn.py", {"evaluate@mae-0", "baselines@pixels", "baselines@untrained"})])
+@pytest.mark.parametrize(
+    "module, stages",
+    [
+        ("mimssl/training/loop.py", {"pretrain@mae-0"}),
+        ("mimssl/report/tables.py", {"figures"}),
+        ("mimssl/evaluation/knn.py", {"evaluate@mae-0", "baselines@pixels", "baselines@untrained"}),
+    ],
+)
 def test_changed_code_is_noticed(clone, module, stages):
     clone("git", "checkout", "-q", "params.yaml", "dvc.lock", "outputs")
     path = clone.home / module

@@ -2,9 +2,11 @@
 import signal
 from tiny import make_study, python
 
-TRAIN = "import sys; from mimssl.cli import main; sys.exit(main('pretrain --recipe mae --out {out}'.split()))"
+TRAIN = ("import sys; from mimssl.cli import main; sys.exit(main('pretrain --recipe mae --out "
+         "{out}'.split()))")
 
-# before any checkpoint is written; while the second one is written, its temporary file cut in half; between two checkpoints
+# before any checkpoint is written; while the second one is written, its temporary file cut in half;
+# between two checkpoints
 AT_STEP = """
 import os, signal
 from mimssl.training.loop import Run
@@ -35,7 +37,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert whole.returncode == 0, text
     rolling = lambda: list(tmp_path.glob("outputs/local/checkpoints/*/rolling.pt"))
     assert not rolling(), "a finished run leaves no rolling checkpoint"
-    for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1), (AT_STEP.format(step=11), 1)):
+    for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1),
+                       (AT_STEP.format(step=11), 1)):
         run = python(tmp_path, kill + TRAIN.format(out="killed"))
         text = run.communicate()[0]
         assert run.returncode == -signal.SIGKILL, text
@@ -44,4 +47,5 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     text = last.communicate()[0]
     assert last.returncode == 0, text
     for name in ("encoder.safetensors", "method.safetensors", "log.jsonl", "recipe.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "whole" / name).read_bytes(), name

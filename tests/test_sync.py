@@ -1,4 +1,6 @@
-"The library is what the notebooks export, and the notebooks are clean; checked on a copy, so nothing changes here."
+"""The library is what the notebooks export, and the notebooks are clean; checked on a copy, so
+nothing changes here.
+"""
 import filecmp, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -7,16 +9,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def files(folder: Path, suffix: str) -> dict[str, Path]:
-    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob(f"*{suffix}")) if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
+    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob(f"*{suffix}"))
+            if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     home = tmp_path_factory.mktemp("copy")
-    for name in ("nbs", "mimssl"): shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("nbs", "mimssl"):
+        shutil.copytree(ROOT / name, home / name,
+                        ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT / name, home / name)
     for command in ("nbdev-export", "nbdev-clean"):
-        subprocess.run([str(Path(sys.executable).with_name(command))], cwd=home, check=True, env=os.environ | {"PYTHONPATH": str(home)})
+        subprocess.run([str(Path(sys.executable).with_name(command))], cwd=home, check=True,
+                       env=os.environ | {"PYTHONPATH": str(home)})
     return home
 
 
@@ -27,7 +33,8 @@ def same(copy: Path, folder: str, suffix: str, remedy: str):
     assert not different, f"{', '.join(different)}: {remedy}"
 
 
-def test_the_library_is_what_the_notebooks_export(copy): same(copy, "mimssl", ".py", "run nbdev-export")
+def test_the_library_is_what_the_notebooks_export(copy):
+    same(copy, "mimssl", ".py", "run nbdev-export")
 
 
 def test_notebooks_are_clean(copy): same(copy, "nbs", ".ipynb", "run nbdev-clean")

@@ -1,4 +1,7 @@
-"A tiny study in a folder of its own: pictures of stripes, settings and recipes. Used by the tests of training."
+"""A tiny study in a folder of its own: pictures of stripes, settings and recipes.
+
+Used by the tests of training.
+"""
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np, yaml
@@ -9,27 +12,34 @@ MAE = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
 
 
 def make_study(home: Path, images: int = 32, size: int = 40, **recipes) -> Path:
-    "Write data, settings.ini and params.yaml into `home`; `recipes` are laid over a recipe 'mae' of 4 epochs with 4 steps."
+    """Write data, settings.ini and params.yaml into `home`; `recipes` are laid over a recipe 'mae'
+    of 4 epochs with 4 steps.
+    """
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for i in range(images):
         rng, angle = np.random.default_rng(i), i % 4 * np.pi / 4
-        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(.3, .9) + rng.uniform(0, 6))
+        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(.3, .9)
+                      + rng.uniform(0, 6))
         file = home / f"stripes/train/{i % 4}/{i:03}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((128 + 100 * wave[..., None] * rng.uniform(-1, 1, 3)).astype(np.uint8)).save(file)
+        Image.fromarray((
+            128 + 100 * wave[..., None] * rng.uniform(-1, 1, 3)).astype(np.uint8)).save(file)
     (home / "settings.ini").write_text("[roots]\nstripes = stripes\n[machine]\ndevice = cpu\n")
-    mae = {"method": "mae", "dataset": "stripes", "encoder": ENCODER, "options": MAE, "epochs": 4, "batch_size": 8,
-           "optimiser": {"lr": 1e-3, "warmup_epochs": 1}}
-    (home / "params.yaml").write_text(yaml.safe_dump({"recipes": {"mae": mae} | {name: mae | r for name, r in recipes.items()}}))
+    mae = {"method": "mae", "dataset": "stripes", "encoder": ENCODER, "options": MAE, "epochs": 4,
+           "batch_size": 8, "optimiser": {"lr": 1e-3, "warmup_epochs": 1}}
+    (home / "params.yaml").write_text(yaml.safe_dump({"recipes": {"mae": mae} | {
+        name: mae | r for name, r in recipes.items()}}))
     return home
 
 
 def environment(**more) -> dict:
     "The environment of a subprocess: one thread, no settings from outside."
     outside = {"MIMSSL_DATA", "MIMSSL_OUTPUTS", "MIMSSL_DEVICE", "MIMSSL_WORKERS"}
-    return {k: v for k, v in os.environ.items() if k not in outside} | {"OMP_NUM_THREADS": "1"} | more
+    return {k: v
+            for k, v in os.environ.items() if k not in outside} | {"OMP_NUM_THREADS": "1"} | more
 
 
 def python(home: Path, code: str, **env) -> subprocess.Popen:
     "Start Python on `code` in the folder `home`."
-    return subprocess.Popen([sys.executable, "-c", code], cwd=home, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=home, env=environment(**env),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -15,11 +15,15 @@ def watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 class Tally:
-    "What is done of `total`: a bar, or a line on stderr at most every `seconds`; nothing unless `show`."
-    def __init__(self, what: str, total: int, unit: str = "images", show: bool = True, seconds: float = 15.):
+    """What is done of `total`: a bar, or a line on stderr at most every `seconds`; nothing unless
+    `show`.
+    """
+    def __init__(self, what: str, total: int, unit: str = "images", show: bool = True,
+                 seconds: float = 15.):
         self.what, self.total, self.unit, self.seconds, self.done = what, total, unit, seconds, 0
         self.begin = self.told = time.monotonic()
-        self.bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if show and watched() else None
+        self.bar = (tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if show
+                    and watched() else None)
         self.plain = show and not watched()
 
     def update(self, count: int = 1):
@@ -29,7 +33,8 @@ class Tally:
         elif self.plain and now - self.told >= self.seconds:
             self.told, rate = now, self.done / max(now - self.begin, 1e-9)
             left = (self.total - self.done) / rate / 60
-            print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left:.1f} min left", file=sys.stderr, flush=True)
+            print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, "
+                  f"{left:.1f} min left", file=sys.stderr, flush=True)
 
     def __enter__(self): return self
 
@@ -37,7 +42,8 @@ class Tally:
         if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/data/progress.ipynb #a4da1153
-def track(items, what: str, unit: str = "images", show: bool = True, total: int | None = None, seconds: float = 15.):
+def track(items, what: str, unit: str = "images", show: bool = True, total: int | None = None,
+          seconds: float = 15.):
     "Yield `items` and show how many of them (or of `total`) are done, as a `Tally` does."
     with Tally(what, len(items) if total is None else total, unit, show, seconds) as tally:
         for item in items:

@@ -28,18 +28,25 @@ class Settings:
 
     @property
     def local(self) -> Path:
-        "Scratch of this machine, never versioned: rolling checkpoints, cached features, provenance, times."
+        """Scratch of this machine, never versioned: rolling checkpoints, cached features,
+        provenance, times.
+        """
         return self.outputs / "local"
 
 # %% ../../nbs/data/settings.ipynb #b56a8d6b
 def find_root(start: Path | None = None) -> Path:
-    "The nearest folder at or above `start` (default: the working directory) with a settings.ini, else `start` itself."
+    """The nearest folder at or above `start` (default: the working directory) with a settings.ini,
+    else `start` itself.
+    """
     start = Path(start or Path.cwd()).resolve()
     return next((d for d in (start, *start.parents) if (d / "settings.ini").is_file()), start)
 
 # %% ../../nbs/data/settings.ipynb #a0b6b8eb
 def settings(start: Path | None = None) -> Settings:
-    "Read settings.ini at or above `start`, then the environment. Raises `BadInput` for an entry that is not a setting."
+    """Read settings.ini at or above `start`, then the environment.
+
+    Raises `BadInput` for an entry that is not a setting.
+    """
     root = find_root(start)
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str                                 # data sets' names keep their capitals
@@ -47,33 +54,51 @@ def settings(start: Path | None = None) -> Settings:
                    "machine": {"device": "auto", "workers": "0"}, "roots": {}})
     known = {section: set(ini[section]) for section in ("paths", "machine")}
     try: ini.read(root / "settings.ini")
-    except configparser.Error as e: raise BadInput(f"settings.ini: {str(e).splitlines()[0]}; correct that line.") from None
+    except configparser.Error as e:
+        raise BadInput(f"settings.ini: {str(e).splitlines()[0]}; correct that line.") from None
     for section in set(ini.sections()) - {"paths", "machine", "roots"}:
-        raise BadInput(f"settings.ini: there is no section [{section}]; it knows [paths], [machine] and [roots].")
+        raise BadInput(f"settings.ini: there is no section [{section}]; it knows [paths], "
+                       f"[machine] and [roots].")
     for section, names in known.items():
         for name in set(ini[section]) - names:
-            raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows {', '.join(sorted(names))}.")
+            raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows "
+                           f"{', '.join(sorted(names))}.")
     get = lambda section, name: os.environ.get(f"MIMSSL_{name.upper()}") or ini[section][name]
     path = lambda text: (root / Path(text).expanduser()).resolve()
     real, workers = os.environ.get("MIMSSL_DATA") or ini["paths"]["real"], get("machine", "workers")
-    if not workers.isdigit(): raise BadInput(f"workers (settings.ini or MIMSSL_WORKERS) is '{workers}'; give a whole number, 0 or more.")
-    return Settings(root, path(ini["paths"]["data"]), path(real) if real else None, path(get("paths", "outputs")),
-                    get("machine", "device"), int(workers), {k: path(v) for k, v in ini["roots"].items()})
+    if not workers.isdigit():
+        raise BadInput(f"workers (settings.ini or MIMSSL_WORKERS) is '{workers}'; give a whole "
+                       f"number, 0 or more.")
+    return Settings(root, path(ini["paths"]["data"]), path(real) if real else None,
+                    path(get("paths", "outputs")), get("machine", "device"), int(workers),
+                    {k: path(v) for k, v in ini["roots"].items()})
 
 # %% ../../nbs/data/settings.ipynb #a650b809
 def pick_device(name: str = "auto"):
-    "A `torch.device` by name; 'auto' prefers an accelerator. Raises `BadInput` for a device this machine lacks."
+    """A `torch.device` by name; 'auto' prefers an accelerator.
+
+    Raises `BadInput` for a device this machine lacks.
+    """
     import torch
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    found = (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
+             else torch.device("cpu"))
     if name == "auto": return found
     try: device = torch.device(name)
-    except RuntimeError: raise BadInput(f"device '{name}' is not a torch device; use auto, cpu or cuda.") from None
-    if device.type != "cpu" and (device.type != found.type or (device.index or 0) >= torch.accelerator.device_count()):
-        raise BadInput(f"device '{name}' was asked for, but torch sees no such device here; set device to cpu or auto.")
+    except RuntimeError:
+        raise BadInput(f"device '{name}' is not a torch device; use auto, cpu or cuda.") from None
+    if (device.type != "cpu"
+        and (device.type != found.type or (device.index or 0) >= torch.accelerator.device_count())):
+        raise BadInput(f"device '{name}' was asked for, but torch sees no such device here; set "
+                       f"device to cpu or auto.")
     return device
 
 def make_folder(path, what: str) -> Path:
-    "The folder `path`, made where it is missing; `what` the user calls it. Raises `BadInput` where there can be none."
+    """The folder `path`, made where it is missing; `what` the user calls it.
+
+    Raises `BadInput` where there can be none.
+    """
     try: Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise BadInput(f"{what} is '{path}', where no folder can be made ({e.strerror}); name another place.") from None
+    except OSError as e:
+        raise BadInput(f"{what} is '{path}', where no folder can be made ({e.strerror}); name "
+                       f"another place.") from None
     return Path(path)

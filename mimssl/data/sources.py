@@ -23,40 +23,53 @@ from .settings import BadInput, settings
 
 # %% ../../nbs/data/sources.ipynb #6cb9d295
 def read_image(path) -> Image.Image:
-    "The picture in the file `path`, decoded, as PIL RGB. Raises `BadInput` for a file that cannot be decoded."
+    """The picture in the file `path`, decoded, as PIL RGB.
+
+    Raises `BadInput` for a file that cannot be decoded.
+    """
     try:
         with Image.open(path) as image: return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file again or delete it.") from None
+        raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file "
+                       f"again or delete it.") from None
 
 
 def read_labels(path) -> torch.Tensor:
-    "The ids in a palette or grey PNG, (H, W) int64. Raises `BadInput` for a file that cannot be decoded or has colours."
+    """The ids in a palette or grey PNG, (H, W) int64.
+
+    Raises `BadInput` for a file that cannot be decoded or has colours.
+    """
     try:
         with Image.open(path) as image: mode, ids = image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as a label picture ({_reason(error)}); fetch the file again.") from None
+        raise BadInput(f"{path}: cannot be read as a label picture ({_reason(error)}); fetch the "
+                       f"file again.") from None
     if ids.ndim != 2: raise _colours(path, mode)
     return torch.from_numpy(ids.astype(np.int64))
 
 
 def _colours(path, mode: str) -> BadInput:
-    return BadInput(f"{path}: a label picture holds one id per pixel, this one is {mode}; save it as palette or grey PNG.")
+    return BadInput(f"{path}: a label picture holds one id per pixel, this one is {mode}; save it "
+                    f"as palette or grey PNG.")
 
 
 def _reason(error: Exception) -> str:
     "The error's first line, without the path that the message names already."
-    return "no such file" if isinstance(error, FileNotFoundError) else "unknown format" if "cannot identify" in str(error) else str(error)
+    return ("no such file" if isinstance(error, FileNotFoundError) else "unknown format"
+            if "cannot identify" in str(error) else str(error))
 
 # %% ../../nbs/data/sources.ipynb #ed07613f
 class Source(Dataset):
     """Images of one split and what is known about them.
 
-    Items: 'image' (PIL RGB), 'index' (int), 'name' (str) and what `known` adds. Attributes: `root`, `files` (list of paths).
+    Items: 'image' (PIL RGB), 'index' (int), 'name' (str) and what `known` adds. Attributes: `root`,
+      `files` (list of paths).
     """
     def __init__(self, root: Path, files):
         self.root, self.files = Path(root), [Path(f) for f in files]
-        if not self.files: raise BadInput(f"{root}: holds no images for this split; put them there as the catalogue's layout says.")
+        if not self.files:
+            raise BadInput(f"{root}: holds no images for this split; put them there as the "
+                           f"catalogue's layout says.")
 
     def known(self, i: int) -> dict:
         "What is known about image `i` besides its pixels."
@@ -72,7 +85,8 @@ class Source(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         i = range(len(self))[i]
-        return {"image": read_image(self.files[i]), "index": i, "name": self.name(i)} | self.known(i)
+        return {"image": read_image(self.files[i]), "index": i,
+                "name": self.name(i)} | self.known(i)
 
 # %% ../../nbs/data/sources.ipynb #2cd8bfb5
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
@@ -85,25 +99,40 @@ def _images(folder: Path) -> list[Path]:
 def _json(path: Path):
     "The content of a JSON file; raises `BadInput` when it is not JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error: raise BadInput(f"{path}: not valid JSON ({error}); fetch or write the file again.") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); fetch or write the file "
+                       f"again.") from None
 
 
 def _need(files: list[Path], by: Path):
-    "Raise `BadInput` for the first of `files` that does not exist; `by` is the file that names them."
-    listed = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {f.parent for f in files}}
+    """Raise `BadInput` for the first of `files` that does not exist; `by` is the file that names
+    them.
+    """
+    listed = {folder: set(os.listdir(folder)) if folder.is_dir() else set()
+              for folder in {f.parent for f in files}}
     missing = [f for f in files if f.name not in listed[f.parent]]
-    if missing: raise BadInput(f"{missing[0]}: named in {by} but missing ({len(missing)} of {len(files)} files); fetch the images or remove their entries.")
+    if missing:
+        raise BadInput(f"{missing[0]}: named in {by} but missing ({len(missing)} of {len(files)} "
+                       f"files); fetch the images or remove their entries.")
 
 # %% ../../nbs/data/sources.ipynb #40048403
 class ClassFolders(Source):
-    "Items add 'label' (int). Attributes: `classes` (folder names, sorted), `class_names` (readable), `targets` (a label per image)."
+    """Items add 'label' (int).
+
+    Attributes: `classes` (folder names, sorted), `class_names` (readable), `targets` (a label per
+    image).
+    """
     def __init__(self, root: Path, images: Path, names: Path | None = None):
         folders = sorted(d for d in images.iterdir() if d.is_dir())
-        if not folders: raise BadInput(f"{images}: has no class folders; lay the images out as {images.name}/<class>/*.jpg.")
+        if not folders:
+            raise BadInput(f"{images}: has no class folders; lay the images out as "
+                           f"{images.name}/<class>/*.jpg.")
         try: found = datasets.ImageFolder(images)
         except FileNotFoundError:
-            empty = next(d for d in folders if not any(f.suffix.lower() in IMAGE_SUFFIXES for f in d.rglob("*")))
-            raise BadInput(f"{empty}: this class folder holds no images; fill it or delete it.") from None
+            empty = next(d for d in folders
+                         if not any(f.suffix.lower() in IMAGE_SUFFIXES for f in d.rglob("*")))
+            raise BadInput(f"{empty}: this class folder holds no images; fill it or delete "
+                           f"it.") from None
         super().__init__(root, [f for f, _ in found.samples])
         self.classes, self.targets = found.classes, found.targets
         readable = _json(names) if names else {}
@@ -115,37 +144,49 @@ class ClassFolders(Source):
 def decode_mask(segmentation, height: int, width: int) -> torch.Tensor:
     "A COCO segmentation (polygons, or a run-length code in either form) as (height, width) bool."
     try: from pycocotools import mask as rle
-    except ImportError: raise BadInput("masks of COCO annotations need the package pycocotools; pip install pycocotools.") from None
-    if isinstance(segmentation, list): segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list): segmentation = rle.frPyObjects(segmentation, height, width)
+    except ImportError:
+        raise BadInput("masks of COCO annotations need the package pycocotools; pip install "
+                       "pycocotools.") from None
+    if isinstance(segmentation, list):
+        segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, height, width)
     return torch.from_numpy(rle.decode(segmentation)).bool()  # (H, W)
 
 # %% ../../nbs/data/sources.ipynb #ed995d1e
 class Coco(Source):
     """COCO or LVIS annotations.
 
-    Items add 'image_id' (int); with instances 'objects': dicts of id, mask ((H, W) bool), box (x, y, width, height in pixels), category (id), area, iscrowd;
-    with captions 'captions' (list of str); LVIS lists as they are. Attributes: `categories` (id -> dict as in the file), `annotations` (the file).
+    Items add 'image_id' (int); with instances 'objects': dicts of id, mask ((H, W) bool), box (x,
+    y, width, height in pixels), category (id), area, iscrowd; with captions 'captions' (list of
+    str); LVIS lists as they are. Attributes: `categories` (id -> dict as in the file),
+    `annotations` (the file).
     """
-    def __init__(self, root: Path, images: Path, instances: Path | None = None, captions: Path | None = None):
+    def __init__(self, root: Path, images: Path, instances: Path | None = None,
+                 captions: Path | None = None):
         self.annotations = instances or captions
         data = _coco(self.annotations)
         self.records = sorted(data["images"], key=lambda r: r["id"])
-        files = [images / (r.get("file_name") or "/".join(r["coco_url"].split("/")[-2:])) for r in self.records]
+        files = [images / (r.get("file_name") or "/".join(r["coco_url"].split("/")[-2:]))
+                 for r in self.records]
         _need(files, by=self.annotations)
         super().__init__(root, files)
         self.categories = {c["id"]: c for c in data.get("categories", [])}
         self._objects = _by_image(data, self.annotations) if instances else None
-        self._captions = _by_image(_coco(captions) if instances else data, captions) if captions else None
+        self._captions = (_by_image(_coco(captions) if instances else data, captions) if captions
+                          else None)
 
     def stated_size(self, i: int) -> tuple[int, int]:
         "Width and height of image `i` as the annotations say."
         return self.records[i]["width"], self.records[i]["height"]
 
     def agree(self, i: int, size: tuple[int, int]):
-        "Raise `BadInput` unless `size`, width and height of the picture, is what the annotations say."
+        """Raise `BadInput` unless `size`, width and height of the picture, is what the annotations
+        say.
+        """
         if size != (said := self.stated_size(i)):
-            raise BadInput(f"{self.files[i]}: {size[0]}x{size[1]} pixels, but {self.annotations} says {said[0]}x{said[1]}; fetch the image that was annotated.")
+            raise BadInput(f"{self.files[i]}: {size[0]}x{size[1]} pixels, but {self.annotations} "
+                           f"says {said[0]}x{said[1]}; fetch the image that was annotated.")
 
     def __getitem__(self, i):
         item = super().__getitem__(i)
@@ -154,26 +195,38 @@ class Coco(Source):
 
     def known(self, i):
         record = self.records[i]
-        out = {"image_id": record["id"]} | {k: record[k] for k in ("neg_category_ids", "not_exhaustive_category_ids") if k in record}
-        if self._objects is not None: out["objects"] = [_object(a, record, self.annotations) for a in self._objects[record["id"]]]
-        if self._captions is not None: out["captions"] = [a["caption"] for a in self._captions[record["id"]]]
+        out = {"image_id": record["id"]} | {k: record[k] for k in (
+            "neg_category_ids", "not_exhaustive_category_ids") if k in record}
+        if self._objects is not None:
+            out["objects"] = [_object(a, record, self.annotations)
+                              for a in self._objects[record["id"]]]
+        if self._captions is not None:
+            out["captions"] = [a["caption"] for a in self._captions[record["id"]]]
         return out
 
 # %% ../../nbs/data/sources.ipynb #11af4c47
 def _coco(path: Path) -> dict:
     "A COCO file with its two lists checked."
     data = _json(path)
-    for part, keys in {"images": {"id", "width", "height"}, "annotations": {"id", "image_id"}}.items():
-        if not isinstance(data, dict) or not isinstance(data.get(part), list) or any(not keys <= set(r) for r in data[part]):
-            raise BadInput(f"{path}: not a COCO file, its list '{part}' of records with {', '.join(sorted(keys))} is missing; give the annotations in COCO's format.")
+    for part, keys in {"images": {"id", "width", "height"},
+                       "annotations": {"id", "image_id"}}.items():
+        if (not isinstance(data, dict) or not isinstance(data.get(part), list)
+            or any(not keys <= set(r) for r in data[part])):
+            raise BadInput(f"{path}: not a COCO file, its list '{part}' of records with "
+                           f"{', '.join(sorted(keys))} is missing; give the annotations in COCO's "
+                           f"format.")
     return data
 
 
 def _by_image(data: dict, path: Path) -> dict[int, list]:
-    "Annotations grouped by image id; raises `BadInput` for one whose image is not in the file's list."
+    """Annotations grouped by image id; raises `BadInput` for one whose image is not in the file's
+    list.
+    """
     known, groups = {r["id"] for r in data["images"]}, defaultdict(list)
     for a in data["annotations"]:
-        if a["image_id"] not in known: raise BadInput(f"{path}: annotation {a['id']} belongs to image {a['image_id']}, which its list of images lacks; add the image or remove the annotation.")
+        if a["image_id"] not in known:
+            raise BadInput(f"{path}: annotation {a['id']} belongs to image {a['image_id']}, which "
+                           f"its list of images lacks; add the image or remove the annotation.")
         groups[a["image_id"]].append(a)
     return groups
 
@@ -182,46 +235,64 @@ def _object(a: dict, record: dict, path: Path) -> dict:
     "One COCO annotation of the file `path` as the dictionary of an item."
     size = record["height"], record["width"]
     try: mask = decode_mask(a["segmentation"], *size)
-    except BadInput: raise                                            # (pycocotools is missing)
-    except Exception: mask = None                                     # pycocotools raises every kind for a damaged code
+    except BadInput: raise         # (pycocotools is missing)
+    except Exception: mask = None  # pycocotools raises every kind for a damaged code
     if mask is None or mask.shape != size:
-        raise BadInput(f"{path}: annotation {a['id']} has no segmentation of its image's {size[1]}x{size[0]} pixels; give polygons or a whole run-length code.")
-    return {"id": a["id"], "mask": mask, "box": a["bbox"], "category": a["category_id"], "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
+        raise BadInput(f"{path}: annotation {a['id']} has no segmentation of its image's "
+                       f"{size[1]}x{size[0]} pixels; give polygons or a whole run-length code.")
+    return {"id": a["id"], "mask": mask, "box": a["bbox"], "category": a["category_id"],
+            "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
 
 # %% ../../nbs/data/sources.ipynb #c777c7f6
 class Files(Sequence):
     "A list of files that reads each when it is asked for."
     def __init__(self, paths, read): self.paths, self.read = list(paths), read
     def __len__(self): return len(self.paths)
-    def __getitem__(self, i): return Files(self.paths[i], self.read) if isinstance(i, slice) else self.read(self.paths[i])
+    def __getitem__(self, i):
+        return Files(self.paths[i], self.read) if isinstance(i, slice) else self.read(self.paths[i])
 
 # %% ../../nbs/data/sources.ipynb #0e703e92
 class Davis(Source):
-    """Video sequences. Items: 'frames' (lazy list of PIL RGB), 'masks' (lazy list of (H, W) int64 ids), 'name' (the sequence), 'image' and 'mask' of frame 0.
+    """Video sequences. Items: 'frames' (lazy list of PIL RGB), 'masks' (lazy list of (H, W) int64
+    ids), 'name' (the sequence), 'image' and 'mask' of frame 0.
 
     Attribute `sequences`: names in the order of the split's list.
     """
     def __init__(self, root: Path, frames: Path, masks: Path, listing: Path):
         self.sequences = listing.read_text().split()
         for folder in (d / s for s in self.sequences for d in (frames, masks)):
-            if not folder.is_dir(): raise BadInput(f"{folder}: this sequence is named in {listing} but has no such folder; add it or shorten the list.")
-        self.frames, self.masks = ([_images(d / s) for s in self.sequences] for d in (frames, masks))
+            if not folder.is_dir():
+                raise BadInput(f"{folder}: this sequence is named in {listing} but has no such "
+                               f"folder; add it or shorten the list.")
+        self.frames, self.masks = ([_images(d / s) for s in self.sequences]
+                                   for d in (frames, masks))
         for s, f, m in zip(self.sequences, self.frames, self.masks):
-            if not f: raise BadInput(f"{frames / s}: holds no frames; add them or remove the sequence from {listing}.")
+            if not f:
+                raise BadInput(f"{frames / s}: holds no frames; add them or remove the sequence "
+                               f"from {listing}.")
             lonely = {p.stem for p in f} ^ {p.stem for p in m}
-            if lonely: raise BadInput(f"{masks / s}: frame {min(lonely)} has no partner between {frames.parent.name} and {masks.parent.name}; add the missing file.")
+            if lonely:
+                raise BadInput(f"{masks / s}: frame {min(lonely)} has no partner between "
+                               f"{frames.parent.name} and {masks.parent.name}; add the missing "
+                               f"file.")
         super().__init__(root, [f[0] for f in self.frames])
 
     def name(self, i): return self.sequences[i]
 
     def pairs(self): return [pair for f, m in zip(self.frames, self.masks) for pair in zip(f, m)]
 
-    def known(self, i): return {"frames": Files(self.frames[i], read_image), "masks": Files(self.masks[i], read_labels), "mask": read_labels(self.masks[i][0])}
+    def known(self, i):
+        return {"frames": Files(self.frames[i], read_image),
+                "masks": Files(self.masks[i], read_labels), "mask": read_labels(self.masks[i][0])}
 
 # %% ../../nbs/data/sources.ipynb #9ed6189d
 class Labelled(Source):
-    "Items add 'mask' ((H, W) int64 class ids, 255 = ignore). Attributes: `masks` (files), `classes` (names; empty where none are known)."
-    def __init__(self, root: Path, images: list[Path], masks: list[Path], classes=(), new_id: dict[int, int] | None = None):
+    """Items add 'mask' ((H, W) int64 class ids, 255 = ignore).
+
+    Attributes: `masks` (files), `classes` (names; empty where none are known).
+    """
+    def __init__(self, root: Path, images: list[Path], masks: list[Path], classes=(),
+                 new_id: dict[int, int] | None = None):
         super().__init__(root, images)
         self.masks, self.classes = [Path(m) for m in masks], list(classes)
         self._ids = torch.tensor([(new_id or {}).get(i, i) for i in range(256)])
@@ -230,7 +301,8 @@ class Labelled(Source):
 
     def __getitem__(self, i):
         item = super().__getitem__(i)
-        if item["image"].size != item["mask"].shape[::-1]: raise _other_size(self.masks[item["index"]], item["image"].size)
+        if item["image"].size != item["mask"].shape[::-1]:
+            raise _other_size(self.masks[item["index"]], item["image"].size)
         return item
 
     def known(self, i): return {"mask": self._ids[read_labels(self.masks[i])]}
@@ -240,23 +312,41 @@ def _other_size(labels: Path, size: tuple[int, int]) -> BadInput:
     return BadInput(f"{labels}: not the size of its image, {size[0]}x{size[1]}; both must agree.")
 
 # %% ../../nbs/data/sources.ipynb #be4ca741
-def label_folders(root: Path, images: Path, masks: Path, names: Path | None = None, ignore: int | None = None) -> Labelled:
-    "Images and label PNGs of the same names; `names`: JSON list of classes; id `ignore` becomes 255."
+def label_folders(root: Path, images: Path, masks: Path, names: Path | None = None,
+                  ignore: int | None = None) -> Labelled:
+    """Images and label PNGs of the same names; `names`: JSON list of classes; id `ignore` becomes
+    255.
+    """
     pictures, labels = _images(images), _images(masks)
     lonely = {f.stem for f in pictures} ^ {f.stem for f in labels}
-    if lonely: raise BadInput(f"{masks}: '{min(lonely)}' has no partner between {images.name} and {masks.name}; add the missing file.")
+    if lonely:
+        raise BadInput(f"{masks}: '{min(lonely)}' has no partner between {images.name} and "
+                       f"{masks.name}; add the missing file.")
     classes = _json(names) if names else []
-    return Labelled(root, pictures, labels, classes[:ignore], {} if ignore is None else {ignore: 255})
+    return Labelled(root, pictures, labels, classes[:ignore],
+                    {} if ignore is None else {ignore: 255})
 
 # %% ../../nbs/data/sources.ipynb #22cd2ef6
-VOC_CLASSES = ["background", *"aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person".split(),
-               "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+VOC_CLASSES = [
+    "background",
+    *(
+        "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+        "person"
+    ).split(),
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
 
 def cityscapes(root: Path, split: str) -> Labelled:
     "Cityscapes with fine annotations; ids become the 19 training classes."
-    found, kinds = datasets.Cityscapes(root, split, mode="fine", target_type="semantic"), datasets.Cityscapes.classes
+    found, kinds = (datasets.Cityscapes(root, split, mode="fine", target_type="semantic"),
+                    datasets.Cityscapes.classes)
     train_id = {c.id: c.train_id if 0 <= c.train_id < 19 else 255 for c in kinds if c.id >= 0}
-    names = [c.name for c in sorted((c for c in kinds if 0 <= c.train_id < 19), key=lambda c: c.train_id)]
+    names = [c.name
+             for c in sorted((c for c in kinds if 0 <= c.train_id < 19), key=lambda c: c.train_id)]
     masks = [Path(t[0]) for t in found.targets]
     _need(masks, by=root / "leftImg8bit")
     return Labelled(root, found.images, masks, names, train_id)
@@ -265,7 +355,9 @@ def cityscapes(root: Path, split: str) -> Labelled:
 def voc2012(root: Path, split: str) -> Labelled:
     "PASCAL VOC 2012 segmentation; 21 classes with the background, 255 = void."
     found = datasets.VOCSegmentation(root, year="2012", image_set=split)
-    for files in (found.images, found.masks): _need([Path(f) for f in files], by=root / f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt")
+    for files in (found.images, found.masks):
+        _need([Path(f) for f in files],
+              by=root / f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt")
     return Labelled(root, found.images, found.masks, VOC_CLASSES)
 
 # %% ../../nbs/data/sources.ipynb #8294bc28
@@ -274,13 +366,23 @@ class Captioned(Source):
     def __init__(self, root: Path, images: Path, captions: Path, split: str):
         data = _json(captions)
         if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's form
-            try: data = [{"file": r["filename"], "split": r["split"], "captions": [s["raw"] for s in r["sentences"]]} for r in data["images"]]
-            except (KeyError, TypeError) as error: raise BadInput(f"{captions}: an entry lacks {error}; give filename, split and sentences, or a plain list of file, split, captions.") from None
+            try:
+                data = [{"file": r["filename"], "split": r["split"],
+                         "captions": [s["raw"] for s in r["sentences"]]} for r in data["images"]]
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"{captions}: an entry lacks {error}; give filename, split and "
+                               f"sentences, or a plain list of file, split, captions.") from None
         for i, r in enumerate(data if isinstance(data, list) else [None]):
-            fine = isinstance(r, dict) and {"file", "split"} <= set(r) and isinstance(r.get("captions"), list) and r["captions"] and all(isinstance(c, str) for c in r["captions"])
-            if not fine: raise BadInput(f"{captions}: entry {i} is not an object with file, split and a list of captions; correct it.")
+            fine = (isinstance(r, dict) and {"file", "split"} <= set(r)
+                    and isinstance(r.get("captions"), list) and r["captions"]
+                    and all(isinstance(c, str) for c in r["captions"]))
+            if not fine:
+                raise BadInput(f"{captions}: entry {i} is not an object with file, split and a "
+                               f"list of captions; correct it.")
         mine = [r for r in data if r["split"] == split]
-        if not mine: raise BadInput(f"{captions}: no entry has split '{split}'; it knows {', '.join(sorted({r['split'] for r in data})) or 'none'}.")
+        if not mine:
+            raise BadInput(f"{captions}: no entry has split '{split}'; it knows "
+                           f"{', '.join(sorted({r['split'] for r in data})) or 'none'}.")
         _need([images / r["file"] for r in mine], by=captions)
         super().__init__(root, [images / r["file"] for r in mine])
         self.captions = [r["captions"] for r in mine]
@@ -292,8 +394,10 @@ class Captioned(Source):
 class Entry:
     "One data set of the catalogue."
     name: str
-    format: str                # 'folders', 'coco', 'lvis', 'davis', 'labels', 'cityscapes', 'voc' or 'captions'
-    layout: dict[str, str]     # part -> path below the data set's folder; '{split}' is filled in; a part whose name ends in '?' may be missing
+    format: str  # 'folders', 'coco', 'lvis', 'davis', 'labels', 'cityscapes', 'voc' or 'captions'
+    # part -> path below the data set's folder; '{split}' is filled in; a part whose name ends in
+    # '?' may be missing
+    layout: dict[str, str]
     splits: tuple[str, ...]
     home: str                  # where to get it
     note: str = ""
@@ -303,72 +407,139 @@ class Entry:
     def expected(self, split: str = "") -> str:
         "The layout in words, for a person."
         below = {"images": "/<class>/*.jpg"} if self.format == "folders" else {}
-        paths = [f"{self.folder or self.name}/{p}{below.get(part, '')}" for part, p in self.layout.items() if not part.endswith("?")]
-        return ", ".join(paths).replace("/.,", ",").replace("{split}", split or "{" + ",".join(self.splits) + "}")
+        paths = [f"{self.folder or self.name}/{p}{below.get(part, '')}"
+                 for part, p in self.layout.items() if not part.endswith("?")]
+        return ", ".join(paths).replace("/.,", ",").replace(
+            "{split}", split or "{" + ",".join(self.splits) + "}")
 
 # %% ../../nbs/data/sources.ipynb #ed9838e2
-_COCO = {"images": "{split}2017", "instances": "annotations/instances_{split}2017.json", "captions?": "annotations/captions_{split}2017.json"}
-_DAVIS = {"frames": "JPEGImages/480p", "masks": "Annotations/480p", "listing": "ImageSets/2017/{split}.txt"}
+_COCO = {"images": "{split}2017", "instances": "annotations/instances_{split}2017.json",
+         "captions?": "annotations/captions_{split}2017.json"}
+_DAVIS = {"frames": "JPEGImages/480p", "masks": "Annotations/480p",
+          "listing": "ImageSets/2017/{split}.txt"}
 _SCENES = dict(splits=("train", "val"), home="python -m mimssl data", folder="scenes")
 _FOLDERS = {"images": "{split}", "names?": "classes.json"}
 
+# %% ../../nbs/data/sources.ipynb #5b9b05fa
 CATALOGUE = {e.name: e for e in (
-    Entry("scenes", "folders", {"images": "objects/{split}", "names?": "objects/classes.json"}, note="generated, single objects", **_SCENES),
-    Entry("scenes-coco", "coco", {"images": "coco/images/{split}", "instances": "coco/annotations/instances_{split}.json", "captions?": "coco/annotations/captions_{split}.json"},
+    Entry("scenes", "folders", {"images": "objects/{split}", "names?": "objects/classes.json"},
+          note="generated, single objects", **_SCENES),
+    Entry("scenes-coco", "coco",
+          {"images": "coco/images/{split}", "instances": "coco/annotations/instances_{split}.json",
+           "captions?": "coco/annotations/captions_{split}.json"},
           note="generated, masks and captions", **_SCENES),
-    Entry("scenes-captions", "coco", {"images": "coco/images/{split}", "captions": "coco/annotations/captions_{split}.json"}, note="generated, captions alone", **_SCENES),
-    Entry("scenes-lvis", "lvis", {"images": "coco/images/{split}", "instances": "coco/annotations/lvis_{split}.json"}, note="generated, with frequencies", **_SCENES),
-    Entry("scenes-davis", "davis", {k: f"davis/{p}" for k, p in _DAVIS.items()}, note="generated videos", **_SCENES),
-    Entry("scenes-city", "labels", {"images": "city/{split}", "masks": "city/{split}annot", "names?": "city/classes.json"}, note="generated label maps", **_SCENES),
-    Entry("imagenet1k", "folders", _FOLDERS, ("train", "val"), "image-net.org after registration; torchvision.datasets.ImageNet(folder, split) unpacks the archives into this layout",
-          "1.28 M / 50 k images, 1000 classes"),
-    Entry("imagenette160", "folders", {"images": "imagenette2-160/{split}"}, ("train", "val"), "torchvision.datasets.Imagenette(folder, size='160px', download=True)", "ten classes of ImageNet"),
-    Entry("imagenette128", "folders", _FOLDERS, ("train", "val"), "Imagenette v2 (torchvision.datasets.Imagenette), its images resized to 128x128", "9 469 / 3 925 images"),
-    Entry("coco2017", "coco", _COCO, ("train", "val"), "cocodataset.org: train2017.zip, val2017.zip, annotations_trainval2017.zip", "118 k / 5 k images, 80 categories"),
-    Entry("coco2017-captions", "coco", {"images": "{split}2017", "captions": "annotations/captions_{split}2017.json"}, ("train", "val"), "as coco2017", "captions alone", "coco2017"),
-    Entry("coco_mini", "coco", _COCO | {"images": "images/{split}2017"}, ("train", "val"), "a few images of coco2017 with their annotations", "128 / 158 images"),
-    Entry("lvis_v1", "lvis", {"images": ".", "instances": "annotations/lvis_v1_{split}.json"}, ("train", "val"), "lvisdataset.org: the annotations; images: train2017/ and val2017/ of coco2017 in the same folder", "1 203 categories", "coco2017"),
-    Entry("davis2017", "davis", _DAVIS, ("train", "val"), "davischallenge.org: DAVIS-2017-trainval-480p.zip", "60 / 30 sequences"),
-    Entry("davis_mini", "davis", _DAVIS, ("val", "multi"), "a few sequences of davis2017", "3 / 1 sequences"),
-    Entry("cityscapes", "cityscapes", {"images": "leftImg8bit/{split}", "masks": "gtFine/{split}"}, ("train", "val"), "cityscapes-dataset.com after registration: leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip",
-          "2 975 / 500 images, 19 classes"),
-    Entry("camvid", "labels", {"images": "{split}", "masks": "{split}annot", "names?": "classes.json"}, ("train", "val", "test"), "CamVid in the SegNet layout", "367 / 101 / 233 images, 11 classes", ignore=11),
-    Entry("voc2012", "voc", {"images": "VOCdevkit/VOC2012/JPEGImages", "masks": "VOCdevkit/VOC2012/SegmentationClass", "listing": "VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"}, ("train", "trainval", "val"),
-          "torchvision.datasets.VOCSegmentation(folder, year='2012', download=True)", "1 464 / 2 913 / 1 449 images, 21 classes"),
-    Entry("flickr30k", "captions", {"images": "images", "captions": "captions.json"}, ("train", "val", "test"), "shannon.cs.illinois.edu/DenotationGraph, with Karpathy's dataset_flickr30k.json as captions.json", "31 k images, 5 captions each"),
-    Entry("flickr8k_128", "captions", {"images": "images", "captions": "captions.json"}, ("train", "dev", "test"), "Flickr8k, its images resized to 128x128", "8 000 images, 5 captions each"),
-)}
+    Entry("scenes-captions", "coco",
+          {"images": "coco/images/{split}", "captions": "coco/annotations/captions_{split}.json"},
+          note="generated, captions alone", **_SCENES),
+    Entry("scenes-lvis", "lvis",
+          {"images": "coco/images/{split}", "instances": "coco/annotations/lvis_{split}.json"},
+          note="generated, with frequencies", **_SCENES),
+    Entry("scenes-davis", "davis", {k: f"davis/{p}" for k, p in _DAVIS.items()},
+          note="generated videos", **_SCENES),
+    Entry("scenes-city", "labels",
+          {"images": "city/{split}", "masks": "city/{split}annot", "names?": "city/classes.json"},
+          note="generated label maps", **_SCENES),
+    Entry("imagenet1k", "folders", _FOLDERS, ("train", "val"),
+          "image-net.org after registration; torchvision.datasets.ImageNet(folder, split) unpacks "
+          "the archives into this layout", "1.28 M / 50 k images, 1000 classes"),
+    Entry("imagenette160", "folders", {"images": "imagenette2-160/{split}"}, ("train", "val"),
+          "torchvision.datasets.Imagenette(folder, size='160px', download=True)",
+          "ten classes of ImageNet"),
+    Entry("imagenette128", "folders", _FOLDERS, ("train", "val"),
+          "Imagenette v2 (torchvision.datasets.Imagenette), its images resized to 128x128",
+          "9 469 / 3 925 images"),
+    Entry("coco2017", "coco", _COCO, ("train", "val"),
+          "cocodataset.org: train2017.zip, val2017.zip, annotations_trainval2017.zip",
+          "118 k / 5 k images, 80 categories"),
+    Entry("coco2017-captions",
+          "coco", {"images": "{split}2017", "captions": "annotations/captions_{split}2017.json"},
+          ("train", "val"), "as coco2017", "captions alone", "coco2017"),
+    Entry("coco_mini", "coco", _COCO | {"images": "images/{split}2017"},
+          ("train", "val"), "a few images of coco2017 with their annotations", "128 / 158 images"),
+    Entry("lvis_v1", "lvis", {"images": ".", "instances": "annotations/lvis_v1_{split}.json"},
+          ("train", "val"), "lvisdataset.org: the annotations; images: train2017/ and val2017/ "
+                            "of coco2017 in the same folder", "1 203 categories", "coco2017"),
+    Entry("davis2017", "davis", _DAVIS, ("train", "val"),
+          "davischallenge.org: DAVIS-2017-trainval-480p.zip", "60 / 30 sequences"),
+    Entry("davis_mini", "davis", _DAVIS, ("val", "multi"), "a few sequences of davis2017",
+          "3 / 1 sequences"),
+    Entry("cityscapes", "cityscapes", {"images": "leftImg8bit/{split}", "masks": "gtFine/{split}"},
+          ("train", "val"),
+          "cityscapes-dataset.com after registration: leftImg8bit_trainvaltest.zip, "
+          "gtFine_trainvaltest.zip", "2 975 / 500 images, 19 classes"),
+    Entry("camvid", "labels", {"images": "{split}", "masks": "{split}annot",
+                               "names?": "classes.json"}, ("train", "val", "test"),
+          "CamVid in the SegNet layout", "367 / 101 / 233 images, 11 classes", ignore=11),
+    Entry("voc2012", "voc",
+          {"images": "VOCdevkit/VOC2012/JPEGImages", "masks": "VOCdevkit/VOC2012/SegmentationClass",
+           "listing": "VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"},
+          ("train", "trainval", "val"),
+          "torchvision.datasets.VOCSegmentation(folder, year='2012', download=True)",
+          "1 464 / 2 913 / 1 449 images, 21 classes"),
+    Entry("flickr30k", "captions", {"images": "images", "captions": "captions.json"},
+          ("train", "val", "test"),
+          "shannon.cs.illinois.edu/DenotationGraph, with Karpathy's dataset_flickr30k.json as "
+          "captions.json", "31 k images, 5 captions each"),
+    Entry("flickr8k_128", "captions", {"images": "images", "captions": "captions.json"},
+          ("train", "dev", "test"), "Flickr8k, its images resized to 128x128",
+          "8 000 images, 5 captions each"))}
 
 # %% ../../nbs/data/sources.ipynb #6a27376a
 def entry(name: str) -> Entry:
-    "The catalogue's entry, or one for a data set of class folders that only settings.ini names. Raises `BadInput` for an unknown name."
+    """The catalogue's entry, or one for a data set of class folders that only settings.ini names.
+
+    Raises `BadInput` for an unknown name.
+    """
     if name in CATALOGUE: return CATALOGUE[name]
-    if name in settings().roots: return Entry(name, "folders", _FOLDERS, ("train", "val"), "the folder named in settings.ini")
-    raise BadInput(f"data set '{name}' is unknown; use one of {', '.join(CATALOGUE)}, or name its folder under [roots] in settings.ini.")
+    if name in settings().roots:
+        return Entry(name, "folders", _FOLDERS, ("train", "val"),
+                     "the folder named in settings.ini")
+    raise BadInput(f"data set '{name}' is unknown; use one of {', '.join(CATALOGUE)}, or name its "
+                   f"folder under [roots] in settings.ini.")
 
 # %% ../../nbs/data/sources.ipynb #309aabbc
 def locate(name: str) -> Path:
-    "The folder of the data set `name`. Raises `BadInput` that says where to get a missing one and how to lay it out."
+    """The folder of the data set `name`.
+
+    Raises `BadInput` that says where to get a missing one and how to lay it out.
+    """
     e, s = entry(name), settings()
     folder = e.folder or e.name
     named = s.roots.get(name) or s.roots.get(folder)
-    if named and not named.is_dir(): raise BadInput(f"{named}: settings.ini names this folder for '{name}' under [roots], but there is none; correct the path.")
-    if s.real and not s.real.is_dir(): raise BadInput(f"{s.real}: the folder of real data sets does not exist; correct MIMSSL_DATA or 'real' in settings.ini.")
+    if named and not named.is_dir():
+        raise BadInput(f"{named}: settings.ini names this folder for '{name}' under [roots], but "
+                       f"there is none; correct the path.")
+    if s.real and not s.real.is_dir():
+        raise BadInput(f"{s.real}: the folder of real data sets does not exist; correct "
+                       f"MIMSSL_DATA or 'real' in settings.ini.")
     for place in (named, s.real and s.real / folder, s.data / folder):
         if place and place.is_dir(): return place
-    get = "run `make data` or `python -m mimssl data`" if folder == "scenes" else f"get it ({e.home}) and lay it out as {e.expected()} in the folder that MIMSSL_DATA or 'real' in settings.ini names"
+    get = (
+        "run `make data` or `python -m mimssl data`"
+        if folder == "scenes"
+        else (
+            f"get it ({e.home}) and lay it out as {e.expected()} in the folder that MIMSSL_DATA "
+            f"or 'real' in settings.ini names"
+        )
+    )
     raise BadInput(f"data set '{name}' is missing: {get}.")
 
 # %% ../../nbs/data/sources.ipynb #574f0e2c
 def _parts(name: str, split: str) -> tuple[Entry, Path, dict[str, Path]]:
-    "The entry, its folder and the existing parts of a split. Raises `BadInput` for an unknown split or a missing part."
+    """The entry, its folder and the existing parts of a split.
+
+    Raises `BadInput` for an unknown split or a missing part.
+    """
     e, root = entry(name), locate(name)
-    if split not in e.splits: raise BadInput(f"data set '{name}' has no split '{split}'; use {' or '.join(e.splits)}.")
+    if split not in e.splits:
+        raise BadInput(f"data set '{name}' has no split '{split}'; use {' or '.join(e.splits)}.")
     parts = {}
     for part, template in e.layout.items():
         path = root / template.format(split=split)
         if path.exists(): parts[part.rstrip("?")] = path
-        elif not part.endswith("?"): raise BadInput(f"{path}: missing; data set '{name}' must be laid out as {e.expected(split)} ({e.home}).")
+        elif not part.endswith("?"):
+            raise BadInput(f"{path}: missing; data set '{name}' must be laid out as "
+                           f"{e.expected(split)} ({e.home}).")
     return e, root, parts
 
 # %% ../../nbs/data/sources.ipynb #68bb6cfd
@@ -378,8 +549,8 @@ def open_dataset(
 ) -> Source:
     """The images of a split and what is known about them; see the sources above for the items.
 
-    Raises `BadInput` for an unknown name or split, a missing data set, a wrong layout, an empty class folder, malformed
-    annotations, and annotations whose images are missing.
+    Raises `BadInput` for an unknown name or split, a missing data set, a wrong layout, an empty
+    class folder, malformed annotations, and annotations whose images are missing.
     """
     e, root, parts = _parts(name, split)
     if e.format == "folders": return ClassFolders(root, **parts)
@@ -392,17 +563,21 @@ def open_dataset(
 # %% ../../nbs/data/sources.ipynb #9174c3dd
 def check(
     dataset: Source,             # as `open_dataset` gives it
-    smallest: int = 1,           # an image's shorter side must have at least so many pixels, e.g. the patch size
+    # an image's shorter side must have at least so many pixels, e.g. the patch size
+    smallest: int = 1,
     decode: int | None = 10_000, # decode at most so many images, spread evenly; None = all
 ) -> int:                        # how many images (frames) were looked at
     "Verify the images of a data set. Raises `BadInput` that names the first unusable file."
     pairs = dataset.pairs()
     n = len(pairs)
-    decoded = set(range(n)) if decode is None or decode >= n else set(np.linspace(0, n - 1, decode).astype(int).tolist())
+    decoded = (set(range(n)) if decode is None
+               or decode >= n else set(np.linspace(0, n - 1, decode).astype(int).tolist()))
     def look(i):
         (image, labels), whole = pairs[i], i in decoded
         size = _size(image, whole)
-        if min(size) < smallest: raise BadInput(f"{image}: {size[0]}x{size[1]} pixels, smaller than {smallest}; remove it or use a smaller patch.")
+        if min(size) < smallest:
+            raise BadInput(f"{image}: {size[0]}x{size[1]} pixels, smaller than {smallest}; remove "
+                           f"it or use a smaller patch.")
         if labels and _size(labels, whole, ids=True) != size: raise _other_size(labels, size)
         if isinstance(dataset, Coco): dataset.agree(i, size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -411,16 +586,21 @@ def check(
 
 
 def _size(path: Path, decode: bool, ids: bool = False) -> tuple[int, int]:
-    "Width and height of an image file, decoded if asked. Raises `BadInput` where it cannot be read, or has colours in place of `ids`."
+    """Width and height of an image file, decoded if asked.
+
+    Raises `BadInput` where it cannot be read, or has colours in place of `ids`.
+    """
     try:
         with Image.open(path) as image:
             size = image.size
             if ids and len(image.getbands()) > 1: raise _colours(path, image.mode)
-            if decode: image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8))); image.load()
+            if decode:
+                image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8))); image.load()
             return size
     except BadInput: raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file again or delete it.") from None
+        raise BadInput(f"{path}: cannot be read as an image ({_reason(error)}); fetch the file "
+                       f"again or delete it.") from None
 
 # %% ../../nbs/data/sources.ipynb #190191ee
 def fingerprint(
@@ -428,16 +608,22 @@ def fingerprint(
     split: str | None = None,        # None: all splits that are there
     remember_above: int = 100_000,   # sets of more files than this are remembered
 ) -> str:
-    "16 hexadecimal digits that name the content of a split. Raises `BadInput` for an unknown or missing data set, split or part."
+    """16 hexadecimal digits that name the content of a split.
+
+    Raises `BadInput` for an unknown or missing data set, split or part.
+    """
     e, root = entry(name), locate(name)
-    there = [s for s in e.splits if all((root / p.format(split=s)).exists() for part, p in e.layout.items() if not part.endswith("?"))]
-    paths = {p for s in ([split] if split else there or e.splits[:1]) for p in _parts(name, s)[2].values()}
+    there = [s for s in e.splits if all((root / p.format(split=s)).exists()
+                                        for part, p in e.layout.items() if not part.endswith("?"))]
+    paths = {p for s in ([split] if split else there or e.splits[:1])
+             for p in _parts(name, s)[2].values()}
     files, folders = _walk(paths)
     if len(files) <= remember_above: return _digest(root, files)
     texts = [f for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]
     state = _hash(f"{p} {p.stat().st_mtime_ns}" for p in [root, *folders, *texts])
     memory = settings().local / "fingerprints" / f"{name}-{split or 'all'}.json"
-    if memory.is_file() and (known := json.loads(memory.read_text())).get("state") == state: return known["fingerprint"]
+    if memory.is_file() and (known := json.loads(memory.read_text())).get("state") == state:
+        return known["fingerprint"]
     memory.parent.mkdir(parents=True, exist_ok=True)
     partial = memory.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps({"state": state, "fingerprint": (value := _digest(root, files))}))
@@ -463,9 +649,12 @@ def _walk(paths) -> tuple[list[Path], list[Path]]:
 
 
 def _digest(root: Path, files: list[Path], sample: int = 256) -> str:
-    "Hash of relative paths and sizes, of all files that are not images, and of `sample` spread images."
+    """Hash of relative paths and sizes, of all files that are not images, and of `sample` spread
+    images.
+    """
     images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-    spread = {images[i] for i in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int)}
+    spread = {images[i]
+              for i in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int)}
     def texts():
         for f in files:
             yield f"{f.relative_to(root).as_posix()} {f.stat().st_size}"

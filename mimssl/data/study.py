@@ -17,20 +17,30 @@ def profiles(root: Path | None = None) -> list[str]:
     return sorted(p.stem for p in ((root or settings().root) / "conf/profile").glob("*.yaml"))
 
 def compose(profile: str, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Path:
-    "Write params.yaml (or `path`) from conf/ with this profile and Hydra `overrides`. Raises `BadInput` for an unknown profile."
+    """Write params.yaml (or `path`) from conf/ with this profile and Hydra `overrides`.
+
+    Raises `BadInput` for an unknown profile.
+    """
     from dvc.utils.hydra import compose_and_dump
     root = settings().root
-    if profile not in profiles(root): raise BadInput(f"there is no profile '{profile}'; conf/profile has {', '.join(profiles(root))}.")
+    if profile not in profiles(root):
+        raise BadInput(f"there is no profile '{profile}'; conf/profile has "
+                       f"{', '.join(profiles(root))}.")
     path = path or root / "params.yaml"
-    compose_and_dump(path, str(root / "conf"), None, "config", str(root), [f"profile={profile}", *overrides])
+    compose_and_dump(path, str(root / "conf"), None, "config", str(root),
+                     [f"profile={profile}", *overrides])
     return path
 
 # %% ../../nbs/data/study.ipynb #152b0c95
 def describe(name: str) -> dict:
-    "The record of a data set: name, fingerprint, items of each split, classes. Raises `BadInput` when it is missing or an image cannot be used."
+    """The record of a data set: name, fingerprint, items of each split, classes.
+
+    Raises `BadInput` when it is missing or an image cannot be used.
+    """
     splits = {split: open_dataset(name, split) for split in ("train", "val")}
     for dataset in splits.values(): check(dataset)
-    return {"dataset": name, "fingerprint": fingerprint(name), "items": {split: len(d) for split, d in splits.items()},
+    return {"dataset": name, "fingerprint": fingerprint(name),
+            "items": {split: len(d) for split, d in splits.items()},
             "classes": len(getattr(splits["train"], "classes", [])) or None}
 
 def write_json(path, content) -> Path:
@@ -46,30 +56,40 @@ def stale(params: dict, outputs: Path) -> list[str]:
     found = []
     for name in params["study"]["datasets"]:
         record = outputs / "prepare" / name / "fingerprint.json"
-        if record.is_file() and json.loads(record.read_text())["fingerprint"] != fingerprint(name): found.append(f"prepare@{name}")
+        if record.is_file() and json.loads(record.read_text())["fingerprint"] != fingerprint(name):
+            found.append(f"prepare@{name}")
     return found
 
 # %% ../../nbs/data/study.ipynb #cf772e15
 def params() -> dict:
     "The content of params.yaml. Raises `BadInput` when there is none."
     path = settings().root / "params.yaml"
-    if not path.is_file(): raise BadInput(f"{path.name} is missing beside settings.ini; make it with python -m mimssl.data.study compose smoke.")
+    if not path.is_file():
+        raise BadInput(f"{path.name} is missing beside settings.ini; make it with python -m "
+                       f"mimssl.data.study compose smoke.")
     return yaml.safe_load(path.read_text())
 
 def samples(dataset, count: int) -> tuple[list, list[str]]:
-    "`count` images spread evenly over `dataset`, and their titles: class names where there are classes."
-    chosen = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(min(count, len(dataset)))]
+    """`count` images spread evenly over `dataset`, and their titles: class names where there are
+    classes.
+    """
+    chosen = [round(i * (len(dataset) - 1) / max(count - 1, 1))
+              for i in range(min(count, len(dataset)))]
     items, names = [dataset[i] for i in chosen], getattr(dataset, "class_names", None)
-    return [item["image"] for item in items], [names[item["label"]] if names and "label" in item else item["name"] for item in items]
+    return ([item["image"] for item in items],
+            [names[item["label"]] if names and "label" in item else item["name"] for item in items])
 
 # %% ../../nbs/data/study.ipynb #d4e929a0
 def main(argv: list[str] | None = None) -> int:
-    "`compose PROFILE` writes params.yaml, `stale` lists stages whose data changed; returns the exit code."
+    """`compose PROFILE` writes params.yaml, `stale` lists stages whose data changed; returns the
+    exit code.
+    """
     cli = argparse.ArgumentParser(prog="python -m mimssl.data.study")
     todo = cli.add_subparsers(dest="todo", required=True)
     composing = todo.add_parser("compose", help="write params.yaml from conf/")
     composing.add_argument("profile")
-    composing.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="such as recipes.mae.epochs=20")
+    composing.add_argument("changes", nargs="*", metavar="NAME=VALUE",
+                           help="such as recipes.mae.epochs=20")
     todo.add_parser("stale", help="stages whose data set changed")
     args = cli.parse_args(argv)
     try:

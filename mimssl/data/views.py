@@ -19,8 +19,11 @@ from .settings import BadInput
 
 # %% ../../nbs/data/views.ipynb #63eeb75f
 def key_seed(*key) -> int:
-    "A 64-bit seed from the text of `key` (integers, names, ...): BLAKE2b, the same on every machine."
-    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest(), "little")
+    """A 64-bit seed from the text of `key` (integers, names, ...): BLAKE2b, the same on every
+    machine.
+    """
+    return int.from_bytes(
+        hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest(), "little")
 
 # %% ../../nbs/data/views.ipynb #9efe1949
 def _start(*key):
@@ -31,15 +34,19 @@ def _start(*key):
 
 @contextmanager
 def seeded(*key):
-    """Inside, the CPU generators of torch, `random` and NumPy start from a hash of `key`; afterwards they are as before.
+    """Inside, the CPU generators of torch, `random` and NumPy start from a hash of `key`;
+    afterwards they are as before.
 
-    No other generator is touched. Costs less than 0.1 ms, most of it for putting NumPy's state back.
+    No other generator is touched. Costs less than 0.1 ms, most of it for putting NumPy's state
+    back.
     """
     before = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     _start(*key)
     try: yield
     finally:
-        torch.default_generator.set_state(before[0]); random.setstate(before[1]); np.random.set_state(before[2])
+        torch.default_generator.set_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
 
 # %% ../../nbs/data/views.ipynb #47bf07fe
 def epoch_order(
@@ -47,58 +54,76 @@ def epoch_order(
     seed: int,        # seed of the run
     epoch: int,       # which pass over the data
 ) -> torch.Tensor:
-    "The order in which an epoch visits the images: a permutation of 0..n-1 (int64), a function of its arguments alone."
-    return torch.randperm(n, generator=torch.Generator().manual_seed(key_seed("order", seed, epoch)))
+    """The order in which an epoch visits the images: a permutation of 0..n-1 (int64), a function of
+    its arguments alone.
+    """
+    return torch.randperm(n,
+                          generator=torch.Generator().manual_seed(key_seed("order", seed, epoch)))
 
 # %% ../../nbs/data/views.ipynb #9a5d195b
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def to_normalised() -> list:
-    "The last steps of every view: PIL RGB -> (3, H, W) float32, normalised with `IMAGENET_MEAN` and `IMAGENET_STD`."
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    """The last steps of every view: PIL RGB -> (3, H, W) float32, normalised with `IMAGENET_MEAN`
+    and `IMAGENET_STD`.
+    """
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
 # %% ../../nbs/data/views.ipynb #feb7da8a
 def denormalise(
     images: torch.Tensor,  # (..., 3, H, W), normalised
 ) -> torch.Tensor:         # (..., H, W, 3) in [0, 1], as matplotlib wants it
     "Undo the normalisation, for showing."
-    mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1)
+                 for c in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.float() * std + mean).clamp(0, 1).movedim(-3, -1)
 
 # %% ../../nbs/data/views.ipynb #b48a499d
 class PilBlur(v2.Transform):
-    "Pillow's Gaussian blur of a PIL image, its radius in pixels drawn from U(`radius`) [MoCo v2; also BYOL, DINO, MOCA]."
+    """Pillow's Gaussian blur of a PIL image, its radius in pixels drawn from U(`radius`) [MoCo v2;
+    also BYOL, DINO, MOCA].
+    """
     def __init__(self, radius=(0.1, 2.0)):
         super().__init__()
         self.radius = radius
 
-    def make_params(self, flat_inputs): return {"radius": torch.empty(()).uniform_(*self.radius).item()}
+    def make_params(self, flat_inputs):
+        return {"radius": torch.empty(()).uniform_(*self.radius).item()}
 
-    def transform(self, inpt, params): return inpt.filter(ImageFilter.GaussianBlur(params["radius"]))
+    def transform(self, inpt, params):
+        return inpt.filter(ImageFilter.GaussianBlur(params["radius"]))
 
 # %% ../../nbs/data/views.ipynb #3526a82a
 class OneShotCrop(v2.RandomResizedCrop):
-    "RandomResizedCrop without the retry loop: one draw, cut at the edges of the picture (MAE's linear probe)."
+    """RandomResizedCrop without the retry loop: one draw, cut at the edges of the picture (MAE's
+    linear probe).
+    """
     def make_params(self, flat_inputs):
         height, width = v2.functional.get_size(flat_inputs[0])
         area = height * width * torch.empty(()).uniform_(*self.scale).item()
         aspect = math.exp(torch.empty(()).uniform_(*map(math.log, self.ratio)).item())
-        w, h = (min(side, max(1, round(math.sqrt(a)))) for side, a in ((width, area * aspect), (height, area / aspect)))
+        w, h = (min(side, max(1, round(math.sqrt(a))))
+                for side, a in ((width, area * aspect), (height, area / aspect)))
         top, left = (int(torch.randint(0, n + 1, ())) for n in (height - h, width - w))
         return {"top": top, "left": left, "height": h, "width": w}
 
 # %% ../../nbs/data/views.ipynb #97e4b452
 def _interpolation(name: str) -> InterpolationMode:
     "Interpolation by name; raises `BadInput` for another than bicubic or bilinear."
-    if name not in ("bicubic", "bilinear"): raise BadInput(f"interpolation '{name}' is unknown; use bicubic or bilinear.")
+    if name not in ("bicubic", "bilinear"):
+        raise BadInput(f"interpolation '{name}' is unknown; use bicubic or bilinear.")
     return InterpolationMode(name)
 
 
 def _crop(size: int, scale, interpolation: str, cls=v2.RandomResizedCrop) -> v2.Transform:
     "The random resized crop, its options checked."
-    if not size > 0: raise BadInput(f"size is {size}; give the height and width of a view in pixels, 1 or more.")
-    if not 0 < scale[0] <= scale[1] <= 1: raise BadInput(f"scale is {tuple(scale)}; give two shares of the picture's area, 0 < low <= high <= 1.")
+    if not size > 0:
+        raise BadInput(f"size is {size}; give the height and width of a view in pixels, 1 or more.")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise BadInput(f"scale is {tuple(scale)}; give two shares of the picture's area, 0 < low "
+                       f"<= high <= 1.")
     return cls(size, tuple(scale), interpolation=_interpolation(interpolation))
 
 # %% ../../nbs/data/views.ipynb #9e20ee0e
@@ -107,8 +132,12 @@ def mae_view(
     scale=(0.2, 1.0),             # area of the crop, as a share of the picture
     interpolation="bicubic",      # or 'bilinear'
 ) -> v2.Compose:                  # PIL RGB -> (3, size, size) float32
-    "RandomResizedCrop and flip: the view of MAE (§4), Latent MIM (§2) and MAE-CT stage 1. Raises `BadInput` for an unusable option."
-    return v2.Compose([_crop(size, scale, interpolation), v2.RandomHorizontalFlip(), *to_normalised()])
+    """RandomResizedCrop and flip: the view of MAE (§4), Latent MIM (§2) and MAE-CT stage 1.
+
+    Raises `BadInput` for an unusable option.
+    """
+    return v2.Compose([_crop(size, scale, interpolation), v2.RandomHorizontalFlip(),
+                       *to_normalised()])
 
 # %% ../../nbs/data/views.ipynb #43db1e77
 def crop_flip_views(size: int, scale=(0.08, 1.0), n: int = 2) -> list:
@@ -117,10 +146,18 @@ def crop_flip_views(size: int, scale=(0.08, 1.0), n: int = 2) -> list:
 
 # %% ../../nbs/data/views.ipynb #72d15d1d
 BYOL_RECIPES = {
-    "moca":   dict(order="crop jitter grey blur solarise flip", scale=(0.2, 1.0), interpolation="bilinear"),   # MOCA §3
-    "mocov3": dict(order="crop jitter grey blur solarise flip", scale=(0.08, 1.0), interpolation="bilinear"),  # MoCo v3, ViT
-    "mae_ct": dict(order="crop flip jitter blur grey solarise", scale=(0.08, 1.0), interpolation="bicubic"),   # MAE-CT_aug §4
-    "dino":   dict(order="crop flip jitter grey blur solarise", scale=(0.4, 1.0), interpolation="bicubic"),    # DINO, iBOT, MMC
+    "moca": dict(
+        order="crop jitter grey blur solarise flip", scale=(0.2, 1.0), interpolation="bilinear"
+    ),  # MOCA §3
+    "mocov3": dict(
+        order="crop jitter grey blur solarise flip", scale=(0.08, 1.0), interpolation="bilinear"
+    ),  # MoCo v3, ViT
+    "mae_ct": dict(
+        order="crop flip jitter blur grey solarise", scale=(0.08, 1.0), interpolation="bicubic"
+    ),  # MAE-CT_aug §4
+    "dino": dict(
+        order="crop flip jitter grey blur solarise", scale=(0.4, 1.0), interpolation="bicubic"
+    ),  # DINO, iBOT, MMC
 }
 
 # %% ../../nbs/data/views.ipynb #aec50183
@@ -134,14 +171,18 @@ def colour_view(
     interpolation=None,        # None = the recipe's
 ) -> v2.Compose:               # PIL RGB -> (3, size, size) float32
     "One view of the BYOL family. Raises `BadInput` for an unknown recipe."
-    if recipe not in BYOL_RECIPES: raise BadInput(f"view recipe '{recipe}' is unknown; use one of {', '.join(BYOL_RECIPES)}.")
+    if recipe not in BYOL_RECIPES:
+        raise BadInput(f"view recipe '{recipe}' is unknown; use one of {', '.join(BYOL_RECIPES)}.")
     known = BYOL_RECIPES[recipe]
     steps = {"crop": _crop(size, scale or known["scale"], interpolation or known["interpolation"]),
-             "jitter": v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), "grey": v2.RandomGrayscale(0.2),
-             "blur": v2.RandomApply([PilBlur(radius)], p=blur), "solarise": v2.RandomSolarize(128, p=solarise),
+             "jitter": v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+             "grey": v2.RandomGrayscale(0.2),
+             "blur": v2.RandomApply([PilBlur(radius)], p=blur),
+             "solarise": v2.RandomSolarize(128, p=solarise),
              "flip": v2.RandomHorizontalFlip()}
     unused = {"blur": blur, "solarise": solarise}
-    return v2.Compose([*(steps[s] for s in known["order"].split() if unused.get(s, 1) > 0), *to_normalised()])
+    return v2.Compose([*(steps[s] for s in known["order"].split() if unused.get(s, 1) > 0),
+                       *to_normalised()])
 
 # %% ../../nbs/data/views.ipynb #0c4ee2ae
 def byol_views(
@@ -153,38 +194,51 @@ def byol_views(
     radius=(0.1, 2.0),          # radius of the blur, pixels
     interpolation=None,         # None = the recipe's
 ) -> list:
-    "The two views of MOCA (§3), MoCo v3, MAE-CT_aug (§4) or DINO's large crops."
-    return [colour_view(size, recipe, scale, b, s, radius, interpolation) for b, s in zip(blur, solarise)]
+    "The two views of MOCA (§3), MoCo v3, MAE-CT_aug (§4) or DINO's global crops."
+    return [colour_view(size, recipe, scale, b, s, radius, interpolation)
+            for b, s in zip(blur, solarise)]
 
 # %% ../../nbs/data/views.ipynb #05ee0721
 def multi_crop(
-    size: int,                    # large crops, pixels
-    local_size: int,              # small crops, pixels: a multiple of the patch size (DINO: 96 beside 224)
-    num_local: int = 8,           # how many small crops; 0 = none, and no group 'local'
-    global_scale=(0.4, 1.0),      # area of the large crops as a share of the picture
-    local_scale=(0.05, 0.4),      # area of the small crops
+    size: int,                    # global crops, pixels
+    local_size: int,  # local crops, pixels: a multiple of the patch size (DINO: 96 beside 224)
+    num_local: int = 8,           # how many local crops; 0 = none, and no group 'local'
+    global_scale=(0.4, 1.0),      # area of the global crops as a share of the picture
+    local_scale=(0.05, 0.4),      # area of the local crops
     radius=(0.1, 2.0),            # radius of the blur, pixels
 ) -> dict[str, list]:
-    "The groups 'global' (2 views) and 'local' (`num_local` views) of DINO; scales and number make it iBOT's or MMC's."
-    local = [colour_view(local_size, "dino", local_scale, 0.5, 0.0, radius) for _ in range(num_local)]
-    return {"global": byol_views(size, global_scale, "dino", radius=radius)} | ({"local": local} if local else {})
+    """The groups 'global' (2 views) and 'local' (`num_local` views) of DINO; scales and number make
+    it iBOT's or MMC's.
+    """
+    local = [colour_view(local_size, "dino", local_scale, 0.5, 0.0, radius)
+             for _ in range(num_local)]
+    return {"global": byol_views(size, global_scale, "dino",
+                                 radius=radius)} | ({"local": local} if local else {})
 
 # %% ../../nbs/data/views.ipynb #f93cbade
 def eval_view(
     size: int,                    # output height and width, pixels
-    resize: int | None = None,    # the shorter side before the central crop; None = size * 256 / 224, rounded
+    # the shorter side before the central crop; None = size * 256 / 224, rounded
+    resize: int | None = None,
     interpolation="bicubic",      # or 'bilinear' (low-shot protocol of MSN and MOCA)
 ) -> v2.Compose:                  # PIL RGB -> (3, size, size) float32
-    "The deterministic view of an evaluation: shorter side to `resize`, central crop. Raises `BadInput` if that cannot be."
+    """The deterministic view of an evaluation: shorter side to `resize`, central crop.
+
+    Raises `BadInput` if that cannot be.
+    """
     resize = round(size * 256 / 224) if resize is None else resize
-    if not 0 < size <= resize: raise BadInput(f"eval view: size {size} must be positive and no larger than resize {resize}.")
-    return v2.Compose([v2.Resize(resize, _interpolation(interpolation)), v2.CenterCrop(size), *to_normalised()])
+    if not 0 < size <= resize:
+        raise BadInput(f"eval view: size {size} must be positive and no larger than resize "
+                       f"{resize}.")
+    return v2.Compose([v2.Resize(resize, _interpolation(interpolation)), v2.CenterCrop(size),
+                       *to_normalised()])
 
 # %% ../../nbs/data/views.ipynb #c86888d7
 def probe_view(
     size: int,                    # output height and width, pixels
     scale=(0.08, 1.0),            # area of the crop as a share of the picture
-    one_shot: bool = True,        # MAE's crop without retries; False = torchvision's (DINO, iBOT, MOCA, MoCo)
+    # MAE's crop without retries; False = torchvision's (DINO, iBOT, MOCA, MoCo)
+    one_shot: bool = True,
     interpolation="bicubic",      # MAE, MAE-CT; DINO and MoCo train their probes bilinear
 ) -> v2.Compose:                  # PIL RGB -> (3, size, size) float32
     "The training view of a linear probe: crop and flip (evaluation protocols §4)."
@@ -193,17 +247,22 @@ def probe_view(
 
 # %% ../../nbs/data/views.ipynb #de288905
 class ViewDataset(Dataset):
-    """The views of a data set's images, asked for by number, or by (epoch, number) where one loader serves many epochs.
+    """The views of a data set's images, asked for by number, or by (epoch, number) where one loader
+    serves many epochs.
 
-    Items: for each group of `views` a float32 tensor (V, 3, h, w); 'label' (int, -1 where there is none); 'index' (int, the
-    image's number in the data set, also inside a subset); 'caption' (str) where the image has captions.
+    Items: for each group of `views` a float32 tensor (V, 3, h, w); 'label' (int, -1 where there is
+      none); 'index' (int, the
+    image's number in the data set, also inside a subset); 'caption' (str) where the image has
+    captions.
     """
     def __init__(
         self,
-        dataset,                   # items are dicts with 'image' (PIL RGB) and, if they have them, 'label', 'index', 'captions'
-        views: dict[str, list],    # group -> one transform per view, e.g. {'global': [mae_view(224)]}
-        seed: int,                 # seed of the run
-        epoch: int = 0,            # which pass over the data
+        # items are dicts with 'image' (PIL RGB) and, if they have them, 'label', 'index',
+        # 'captions'
+        dataset,
+        views: dict[str, list],  # group -> one transform per view, e.g. {'global': [mae_view(224)]}
+        seed: int,               # seed of the run
+        epoch: int = 0,          # which pass over the data
     ):
         self.dataset, self.views, self.seed = dataset, views, seed
         self._epoch = torch.tensor(epoch).share_memory_()
@@ -216,13 +275,17 @@ class ViewDataset(Dataset):
         epoch, i = i if isinstance(i, tuple) else (int(self._epoch), i)
         item = self.dataset[i]
         index = item.get("index", i)
-        with seeded(self.seed, epoch, index):  # puts the generators back; each view starts them from its own key
-            out = {g: torch.stack([_drawn(view, item["image"], self.seed, epoch, index, g, v) for v, view in enumerate(views)])
+        # puts the generators back; each view starts them from its own key
+        with seeded(self.seed, epoch, index):
+            out = {g: torch.stack([_drawn(view, item["image"], self.seed, epoch, index, g, v)
+                                   for v, view in enumerate(views)])
                    for g, views in self.views.items()}
-        if item.get("captions"): out["caption"] = item["captions"][key_seed(self.seed, epoch, index, "caption") % len(item["captions"])]
+        if item.get("captions"):
+            out["caption"] = item["captions"][key_seed(self.seed, epoch, index,
+                                                       "caption") % len(item["captions"])]
         return out | {"label": int(item.get("label", -1)), "index": int(index)}
 
-
+# %% ../../nbs/data/views.ipynb #10be83cc
 def _drawn(view, image, *key) -> torch.Tensor:
     "One view, drawn from `key`."
     _start(*key)
@@ -230,7 +293,9 @@ def _drawn(view, image, *key) -> torch.Tensor:
 
 # %% ../../nbs/data/views.ipynb #78618417
 def collate_views(items: list[dict]) -> dict:
-    "Items of a `ViewDataset` -> groups (V, B, 3, h, w) float32; 'label' and 'index' (B,) int64; 'caption' a list of B texts."
+    """Items of a `ViewDataset` -> groups (V, B, 3, h, w) float32; 'label' and 'index' (B,) int64;
+    'caption' a list of B texts.
+    """
     def column(values):
         if isinstance(values[0], torch.Tensor): return torch.stack(values, 1)  # (V, B, 3, h, w)
         return torch.tensor(values) if isinstance(values[0], int) else values

@@ -17,28 +17,36 @@ def _pair(truth, predicted) -> tuple[np.ndarray, np.ndarray]:
     "Both masks as (H, W) bool. Raises `BadInput` when they are no masks of one size."
     truth, predicted = np.asarray(truth).astype(bool), np.asarray(predicted).astype(bool)
     if truth.ndim != 2 or truth.shape != predicted.shape:
-        raise BadInput(f"the predicted mask has shape {predicted.shape}, the true one {truth.shape}; both must be (H, W) of one size.")
+        raise BadInput(f"the predicted mask has shape {predicted.shape}, the true one "
+                       f"{truth.shape}; both must be (H, W) of one size.")
     return truth, predicted
 
 def jaccard(truth, predicted) -> float:
-    "Intersection over union of two masks (H, W), array or tensor, in 0..1; 1 when both are empty [DAVIS-2017]."
+    """Intersection over union of two masks (H, W), array or tensor, in 0..1; 1 when both are empty
+    [DAVIS-2017].
+    """
     truth, predicted = _pair(truth, predicted)
     union = (truth | predicted).sum()
     return float((truth & predicted).sum() / union) if union else 1.
 
 # %% ../../nbs/evaluation/boundary.ipynb #a00ed3cb
 def contour(mask) -> np.ndarray:
-    "Contour pixels of a mask (H, W), as (H, W) bool: those that differ from their right, lower or lower-right neighbour [DAVIS-2017]."
+    """Contour pixels of a mask (H, W), as (H, W) bool: those that differ from their right, lower or
+    lower-right neighbour [DAVIS-2017].
+    """
     m = np.pad(np.asarray(mask).astype(bool), ((0, 1), (0, 1)), mode="edge")
     own = m[:-1, :-1]
     return (own != m[:-1, 1:]) | (own != m[1:, :-1]) | (own != m[1:, 1:])
 
 # %% ../../nbs/evaluation/boundary.ipynb #a0f140e8
 def _found(points: np.ndarray, others: np.ndarray, radius: float) -> float:
-    "Share of `points` (n, 2) within `radius` of one of `others` (m, 2); 1 without points, 0 without others."
+    """Share of `points` (n, 2) within `radius` of one of `others` (m, 2); 1 without points, 0
+    without others.
+    """
     if not len(points): return 1.
     if not len(others): return 0.
-    return float((KDTree(others).query(points, distance_upper_bound=radius + .5)[0] <= radius).mean())
+    return float((KDTree(others).query(points,
+                                       distance_upper_bound=radius + .5)[0] <= radius).mean())
 
 def boundary_f(
     truth,                    # (H, W), array or tensor
@@ -54,23 +62,34 @@ def boundary_f(
 
 # %% ../../nbs/evaluation/boundary.ipynb #a4f14fdb
 def band(mask, ratio: float = .02) -> np.ndarray:
-    "The pixels of a mask (H, W) nearer to its outside than `ratio` x the diagonal (at least one pixel), (H, W) bool [boundary-iou-api]."
+    """The pixels of a mask (H, W) nearer to its outside than `ratio` x the diagonal (at least one
+    pixel), (H, W) bool [boundary-iou-api].
+    """
     mask = np.asarray(mask).astype(bool)
     d = max(1, round(ratio * math.hypot(*mask.shape)))
     return mask & ~minimum_filter(mask, size=2 * d + 1, mode="constant", cval=0)
 
 def boundary_iou(truth, predicted, ratio: float = .02) -> float:
-    "Overlap of the bands of two masks (H, W), in 0..1; 1 when both masks are empty. Raises `BadInput` for masks of different sizes."
+    """Overlap of the bands of two masks (H, W), in 0..1; 1 when both masks are empty.
+
+    Raises `BadInput` for masks of different sizes.
+    """
     truth, predicted = _pair(truth, predicted)
     return jaccard(band(truth, ratio), band(predicted, ratio))
 
 # %% ../../nbs/evaluation/boundary.ipynb #9ea4d9b5
 def over_frames(values, uint8_edges: bool = False) -> tuple[float, float, float]:
-    """Mean, recall (share above 0.5) and decay (first minus last quarter) of a score over frames (n,) [DAVIS-2017]; missing values (NaN) are left out.
-    `uint8_edges` wraps the quarters' edges at 256 as the official code does; a decay with an empty quarter is NaN. Raises `BadInput` without values."""
+    """Mean, recall (share above 0.5) and decay (first minus last quarter) of a score over frames
+    (n,) [DAVIS-2017]; missing values (NaN) are left out. `uint8_edges` wraps the quarters' edges at
+    256 as the official code does; a decay with an empty quarter is NaN. Raises `BadInput` without
+    values.
+    """
     values = np.asarray(values, float)
-    if not values.size: raise BadInput("there are no frames to average over; the first and the last are left out, so a film needs three or more.")
-    edges, wrap = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int), 256 if uint8_edges else len(values) + 1
+    if not values.size:
+        raise BadInput("there are no frames to average over; the first and the last are left out, "
+                       "so a video needs three or more.")
+    edges, wrap = ((np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int),
+                   256 if uint8_edges else len(values) + 1)
     mean = lambda v: float(v[~np.isnan(v)].mean()) if (~np.isnan(v)).any() else math.nan
     first, last = (values[edges[i] % wrap:(edges[i + 1] + 1) % wrap] for i in (0, 3))
     return mean(values), float((values > .5).mean()), mean(first) - mean(last)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+from sklearn.metrics import (adjusted_mutual_info_score, adjusted_rand_score,
+                             normalized_mutual_info_score, silhouette_score)
 from sklearn.metrics.cluster import contingency_matrix
 from ..data.settings import BadInput
 
@@ -28,40 +29,62 @@ def hungarian_accuracy(clusters, labels) -> float:
 def cluster_scores(clusters, labels) -> dict:
     "acc, nmi, ami and ari of a clustering, in percent."
     clusters, labels = np.asarray(clusters), np.asarray(labels)
-    return dict(acc=hungarian_accuracy(clusters, labels), nmi=100 * normalized_mutual_info_score(labels, clusters),
-                ami=100 * adjusted_mutual_info_score(labels, clusters), ari=100 * adjusted_rand_score(labels, clusters))
+    return dict(acc=hungarian_accuracy(clusters, labels),
+                nmi=100 * normalized_mutual_info_score(labels, clusters),
+                ami=100 * adjusted_mutual_info_score(labels, clusters),
+                ari=100 * adjusted_rand_score(labels, clusters))
 
 # %% ../../nbs/evaluation/clustering.ipynb #d499ff6a
-def prepare_rows(x: torch.Tensor, normalise: bool = True, pca: int | None = None, seed: int = 0) -> np.ndarray:
+def prepare_rows(x: torch.Tensor, normalise: bool = True, pca: int | None = None,
+                 seed: int = 0) -> np.ndarray:
     "Features (N, D) as float32 array for clustering: unit length and PCA as asked."
-    if pca is not None and not 1 <= pca <= min(x.shape): raise BadInput(f"pca is {pca}; {x.shape[0]} images with {x.shape[1]} features each have 1 to {min(x.shape)} components.")
+    if pca is not None and not 1 <= pca <= min(x.shape):
+        raise BadInput(f"pca is {pca}; {x.shape[0]} images with {x.shape[1]} features each have 1 "
+                       f"to {min(x.shape)} components.")
     x = (F.normalize(x.float(), dim=1) if normalise else x.float()).numpy()
     return x if pca is None else PCA(pca, random_state=seed).fit_transform(x)
 
 def check_clusters(num_clusters: int, images: int, restarts: int):
     "Raises `BadInput` for more clusters than `images`, fewer than two, or no run of k-means."
-    if not 2 <= num_clusters <= images: raise BadInput(f"{num_clusters} clusters cannot be made of {images} images; choose a number from 2 to the number of images.")
+    if not 2 <= num_clusters <= images:
+        raise BadInput(f"{num_clusters} clusters cannot be made of {images} images; choose a "
+                       f"number from 2 to the number of images.")
     if restarts < 1: raise BadInput(f"restarts is {restarts}; k-means must run at least once.")
 
-def kmeans(x: np.ndarray, num_clusters: int, restarts: int = 10, seed: int = 0, batch: int = 1024, max_iter: int = 100) -> tuple[np.ndarray, list[float]]:
-    "Clusters (N,) of the mini-batch k-means run with the lowest loss, and the losses of all runs. Raises `BadInput` for more clusters than images."
+def kmeans(x: np.ndarray, num_clusters: int, restarts: int = 10, seed: int = 0, batch: int = 1024,
+           max_iter: int = 100) -> tuple[np.ndarray, list[float]]:
+    """Clusters (N,) of the mini-batch k-means run with the lowest loss, and the losses of all runs.
+
+    Raises `BadInput` for more clusters than images.
+    """
     check_clusters(num_clusters, len(x), restarts)
     best, losses = None, []
     for r in range(restarts):
-        run = MiniBatchKMeans(num_clusters, n_init=1, batch_size=batch, max_iter=max_iter, random_state=seed * 10_007 + r).fit(x)
+        run = MiniBatchKMeans(num_clusters, n_init=1, batch_size=batch, max_iter=max_iter,
+                              random_state=seed * 10_007 + r).fit(x)
         if not losses or run.inertia_ < min(losses): best = run.labels_
         losses.append(float(run.inertia_))
     return best, losses
 
 # %% ../../nbs/evaluation/clustering.ipynb #d0f779ad
-def clustering(features: torch.Tensor, labels: torch.Tensor, num_clusters: int | None = None, restarts: int = 10, normalise: bool = True,
-               pca: int | None = None, seed: int = 0, batch: int = 1024, silhouette_sample: int = 10_000) -> dict:
-    "acc, nmi, ami, ari in percent, silhouette in -1..1, and k-means losses, of features (N, D); one cluster a class by default."
-    if features.ndim != 2: raise BadInput(f"clustering needs one vector an image; these features have shape {tuple(features.shape)}: choose pooling cls or mean.")
-    if labels.min() < 0: raise BadInput("some images have no label; the scores of a clustering need a data set of classes.")
+def clustering(features: torch.Tensor, labels: torch.Tensor, num_clusters: int | None = None,
+               restarts: int = 10, normalise: bool = True, pca: int | None = None, seed: int = 0,
+               batch: int = 1024, silhouette_sample: int = 10_000) -> dict:
+    """acc, nmi, ami, ari in percent, silhouette in -1..1, and k-means losses, of features (N, D);
+    one cluster a class by default.
+    """
+    if features.ndim != 2:
+        raise BadInput(f"clustering needs one vector an image; these features have shape "
+                       f"{tuple(features.shape)}: choose pooling cls or mean.")
+    if labels.min() < 0:
+        raise BadInput("some images have no label; the scores of a clustering need a data set of "
+                       "classes.")
     x = prepare_rows(features, normalise, pca, seed)
-    clusters, losses = kmeans(x, len(labels.unique()) if num_clusters is None else num_clusters, restarts, seed, batch)
+    clusters, losses = kmeans(x, len(labels.unique()) if num_clusters is None else num_clusters,
+                              restarts, seed, batch)
     several = 1 < len(np.unique(clusters)) < len(x)
     sample = silhouette_sample if len(x) > silhouette_sample else None
-    silhouette = float(silhouette_score(x, clusters, sample_size=sample, random_state=seed)) if several else float("nan")
-    return cluster_scores(clusters, labels) | dict(silhouette=silhouette, loss=min(losses), losses=losses)
+    silhouette = (float(silhouette_score(x, clusters, sample_size=sample, random_state=seed))
+                  if several else float("nan"))
+    return cluster_scores(clusters,
+                          labels) | dict(silhouette=silhouette, loss=min(losses), losses=losses)

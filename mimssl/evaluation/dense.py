@@ -12,24 +12,32 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.settings import BadInput
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, to_normalised
-from .features import POSITIONS, FeatureSpec, check_encoder, check_finite, pixel_stats
+from .features import (POSITIONS, FeatureSpec, check_encoder, check_finite,
+                                        pixel_stats)
 from ..parts.encoder import embed_patches, patch_positions, patchify, prefix_tokens
 
 # %% ../../nbs/evaluation/dense.ipynb #3962bb73
 def square(image, size: int) -> torch.Tensor:
-    "A PIL image resized (not cropped) to `size` x `size`, bicubic with antialias, ImageNet-normalised: (3, size, size)."
+    """A PIL image resized (not cropped) to `size` x `size`, bicubic with antialias,
+    ImageNet-normalised: (3, size, size).
+    """
     return v2.Compose(to_normalised())(TF.resize(image, [size, size], v2.InterpolationMode.BICUBIC))
 
 # %% ../../nbs/evaluation/dense.ipynb #8e11454c
 @torch.no_grad()
 def token_blocks(vit, images: torch.Tensor, positions: str = "bicubic"):
-    """Yield the prefix and patch tokens (B, P+L, D) that enter each block, and last those that leave the last one, for ImageNet-normalised `images` (B, 3, H, W).
-    Raises `BadInput` when H or W is not a multiple of the patch."""
+    """Yield the prefix and patch tokens (B, P+L, D) that enter each block, and last those that
+    leave the last one, for ImageNet-normalised `images` (B, 3, H, W). Raises `BadInput` when H or W
+    is not a multiple of the patch.
+    """
     p, (H, W) = vit.patch_embed.patch_size[0], images.shape[2:]
-    if H % p or W % p: raise BadInput(f"image size {H}x{W} is not a multiple of the patch size {p}; resize or crop the images.")
+    if H % p or W % p:
+        raise BadInput(f"image size {H}x{W} is not a multiple of the patch size {p}; resize or "
+                       f"crop the images.")
     (mean, std), to = pixel_stats(vit), lambda v: images.new_tensor(v).view(3, 1, 1)
     images = (images * to(IMAGENET_STD) + to(IMAGENET_MEAN) - to(mean)) / to(std)
-    patches = embed_patches(vit, patchify(images, p)) + patch_positions(vit, (H // p, W // p), positions)
+    patches = embed_patches(vit,
+                            patchify(images, p)) + patch_positions(vit, (H // p, W // p), positions)
     x = vit.norm_pre(torch.cat([prefix_tokens(vit, len(images)), patches], 1))
     for block in vit.blocks:
         yield x
@@ -37,14 +45,21 @@ def token_blocks(vit, images: torch.Tensor, positions: str = "bicubic"):
     yield x
 
 # %% ../../nbs/evaluation/dense.ipynb #f371ead5
-def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicubic", head=None) -> list[int]:
-    "The numbers of the blocks that `patch_grid` reads. Raises `BadInput` for an encoder, layer, kind or positions that it does not know."
+def dense_blocks(vit, layer="last", kind: str = "tokens", positions: str = "bicubic",
+                 head=None) -> list[int]:
+    """The numbers of the blocks that `patch_grid` reads.
+
+    Raises `BadInput` for an encoder, layer, kind or positions that it does not know.
+    """
     check_encoder(vit)
     if kind not in ("tokens", "keys", *(["projected"] if head else [])):
-        raise BadInput(f"kind is '{kind}'; dense features are tokens or keys{' or projected' if head else ''}.")
-    if positions not in POSITIONS: raise BadInput(f"positions is '{positions}'; use {', '.join(POSITIONS)}.")
+        raise BadInput(f"kind is '{kind}'; dense features are tokens or "
+                       f"keys{' or projected' if head else ''}.")
+    if positions not in POSITIONS:
+        raise BadInput(f"positions is '{positions}'; use {', '.join(POSITIONS)}.")
     return FeatureSpec(layer=layer).blocks(len(vit.blocks))
 
+# %% ../../nbs/evaluation/dense.ipynb #040de109
 @torch.no_grad()
 def patch_grid(
     vit,                           # any timm VisionTransformer, in eval mode
@@ -52,20 +67,33 @@ def patch_grid(
     layer="last",                  # as in `FeatureSpec`: several blocks are concatenated
     norm: bool = True,             # apply the final LayerNorm to tokens
     positions: str = "bicubic",    # 'bicubic', 'bilinear', or 'dino' (bicubic by factor)
-    kind: str = "tokens",          # 'tokens', 'keys' of the attention of those blocks, or tokens 'projected' by `head`
+    # 'tokens', 'keys' of the attention of those blocks, or tokens 'projected' by `head`
+    kind: str = "tokens",
     head=None,                     # a `DINOHead`, such as `load_patch_head` gives
 ) -> torch.Tensor:
-    "A vector for each patch: (B, h, w, D), or (B, h, w, n D) for n blocks. Raises `BadInput` unless all are finite."
-    chosen, (B, _, H, W), p = dense_blocks(vit, layer, kind, positions, head), images.shape, vit.patch_embed.patch_size[0]
-    entering = dict(enumerate(token_blocks(vit, images, positions)))           # what enters block i left block i - 1
-    if kind == "keys": found = [attention_parts(vit.blocks[i], entering[i])[1].transpose(1, 2).flatten(2) for i in chosen]
+    """A vector for each patch: (B, h, w, D), or (B, h, w, n D) for n blocks.
+
+    Raises `BadInput` unless all are finite.
+    """
+    chosen, (B, _, H, W), p = (dense_blocks(vit, layer, kind, positions, head), images.shape,
+                               vit.patch_embed.patch_size[0])
+    # what enters block i left block i - 1
+    entering = dict(enumerate(token_blocks(vit, images, positions)))
+    if kind == "keys":
+        found = [attention_parts(vit.blocks[i], entering[i])[1].transpose(1, 2).flatten(2)
+                 for i in chosen]
     else: found = [vit.norm(entering[i + 1]) if norm else entering[i + 1] for i in chosen]
-    if kind == "projected": found = [head.bottleneck(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in found]   # its BatchNorms, if any, want (N, D)
-    return check_finite(torch.cat(found, 2))[:, vit.num_prefix_tokens:].unflatten(1, (H // p, W // p))
+    if kind == "projected":
+        # its BatchNorms, if any, want (N, D)
+        found = [head.bottleneck(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in found]
+    return check_finite(torch.cat(found,
+                                  2))[:, vit.num_prefix_tokens:].unflatten(1, (H // p, W // p))
 
 @torch.no_grad()
 def attention_parts(block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Queries and keys of a block's attention for the tokens (B, N, D) that enter it, each (B, heads, N, D / heads)."
+    """Queries and keys of a block's attention for the tokens (B, N, D) that enter it, each (B,
+    heads, N, D / heads).
+    """
     a = block.attn
     q, k, _ = a.qkv(block.norm1(x)).unflatten(2, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return a.q_norm(q), a.k_norm(k)
@@ -73,11 +101,18 @@ def attention_parts(block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 # %% ../../nbs/evaluation/dense.ipynb #fd3a6b89
 @torch.no_grad()
 def last_attention(vit, images: torch.Tensor, positions: str = "bicubic") -> torch.Tensor:
-    "Attention of the last block from the class token to the patches, (B, heads, h, w): softmax over all tokens. Raises `BadInput` without a class token, or unless all tokens are finite."
-    if not vit.has_class_token: raise BadInput("attention maps need a class token, and this encoder has none; choose another evaluation.")
+    """Attention of the last block from the class token to the patches, (B, heads, h, w): softmax
+    over all tokens.
+
+    Raises `BadInput` without a class token, or unless all tokens are finite.
+    """
+    if not vit.has_class_token:
+        raise BadInput("attention maps need a class token, and this encoder has none; choose "
+                       "another evaluation.")
     *_, enters, leaves = token_blocks(vit, images, positions)
     check_finite(leaves)
     q, k = attention_parts(vit.blocks[-1], enters)
-    weights = (q[:, :, :1] @ k.transpose(2, 3) * vit.blocks[-1].attn.scale).softmax(-1)[:, :, 0, vit.num_prefix_tokens:]   # (B, heads, L)
+    weights = (q[:, :, :1] @ k.transpose(2, 3) * vit.blocks[-1].attn.scale).softmax(-1)[
+        :, :, 0, vit.num_prefix_tokens:]  # (B, heads, L)
     p = vit.patch_embed.patch_size[0]
     return weights.unflatten(2, (images.shape[2] // p, images.shape[3] // p))

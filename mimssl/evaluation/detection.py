@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'COCO_NOVEL', 'COCO_BASE', 'read_truth', 'read_results', 'Scores', 'coco_scores', 'open_vocabulary_scores',
-           'lvis_scores', 'detection_lines']
+           'lvis_scores', 'detection_records']
 
 # %% ../../nbs/evaluation/detection.ipynb #9b0703c4
 import importlib, io, json, math, numbers, warnings
@@ -14,45 +14,64 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..data.lines import metric_line
+from ..data.records import metric_record
 from ..data.settings import BadInput
 
 # %% ../../nbs/evaluation/detection.ipynb #c68e6afb
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}
 
 def _read(source, what: str):
-    "The content of a JSON file (or `source` itself, when it is content already) and what to call it in a message."
+    """The content of a JSON file (or `source` itself, when it is content already) and what to call
+    it in a message.
+    """
     if not isinstance(source, (str, Path)): return source, f"the {what}"
     path = Path(source)
-    if not path.is_file(): raise BadInput(f"{path}: no such file; name the JSON file of the {what}.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; name the JSON file of the {what}.")
     try: return json.loads(path.read_text(encoding="utf-8")), str(path)
-    except ValueError as error: raise BadInput(f"{path}: not valid JSON ({error}); write the file again.") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); write the file again.") from None
 
 def _is_number(x) -> bool: return isinstance(x, numbers.Real) and math.isfinite(x)
 
-def _is_box(x) -> bool: return isinstance(x, (list, tuple, np.ndarray)) and len(x) == 4 and all(map(_is_number, x))
+def _is_box(x) -> bool:
+    return isinstance(x, (list, tuple, np.ndarray)) and len(x) == 4 and all(map(_is_number, x))
 
 def _among(x, known) -> bool: return isinstance(x, numbers.Real) and x in known
 
+# %% ../../nbs/evaluation/detection.ipynb #bf6dd3af
 def _records(data, name: str, part: str, keys: list[str]) -> dict:
-    "The records of the list `part` by their id. Raises `BadInput` when the list, one of `keys` or a number as id is missing, or an id occurs twice."
+    """The records of the list `part` by their id.
+
+    Raises `BadInput` when the list, one of `keys` or a number as id is missing, or an id occurs
+    twice.
+    """
     records = data.get(part) if isinstance(data, Mapping) else None
     if not isinstance(records, list) or not (records or part == "annotations"):
-        raise BadInput(f"{name}: not in COCO's format, the list '{part}' is missing or empty; give images, annotations and categories.")
+        raise BadInput(f"{name}: not in COCO's format, the list '{part}' is missing or empty; give "
+                       f"images, annotations and categories.")
     found = {}
     for i, record in enumerate(records):
         for key in ("id", *keys):
-            if not isinstance(record, Mapping) or key not in record: raise BadInput(f"{name}: entry {i} of '{part}' has no '{key}'; add it.")
-        if not _is_number(record["id"]): raise BadInput(f"{name}: entry {i} of '{part}' has the id {record['id']!r}; ids are whole numbers.")
-        if record["id"] in found: raise BadInput(f"{name}: id {record['id']} occurs twice in '{part}'; number the entries anew.")
+            if not isinstance(record, Mapping) or key not in record:
+                raise BadInput(f"{name}: entry {i} of '{part}' has no '{key}'; add it.")
+        if not _is_number(record["id"]):
+            raise BadInput(f"{name}: entry {i} of '{part}' has the id {record['id']!r}; ids are "
+                           f"whole numbers.")
+        if record["id"] in found:
+            raise BadInput(f"{name}: id {record['id']} occurs twice in '{part}'; number the "
+                           f"entries anew.")
         found[record["id"]] = record
     return found
 
 # %% ../../nbs/evaluation/detection.ipynb #5d423962
 def _lengths(counts) -> np.ndarray:
     "The run lengths of a code, compressed (str, bytes) or not (list); [-1] for what is no code."
-    if isinstance(counts, list): return np.array(counts) if counts and all(isinstance(c, int) for c in counts) else np.array([-1])
-    c = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    if isinstance(counts, list):
+        return (np.array(counts) if counts
+                and all(isinstance(c, int) for c in counts) else np.array([-1]))
+    c = np.frombuffer(counts.encode() if isinstance(counts, str) else counts,
+                      np.uint8).astype(np.int64) - 48
     if not len(c) or c.min() < 0 or c.max() > 63 or c[-1] & 32: return np.array([-1])
     last = np.flatnonzero(c & 32 == 0)                     # last character of each number
     first = np.r_[0, last[:-1] + 1]
@@ -63,55 +82,86 @@ def _lengths(counts) -> np.ndarray:
     return x
 
 def _check_code(s, image: dict, where: str, counts=(str, bytes)) -> int:
-    "The pixels that a run-length code covers. Raises `BadInput` for a segmentation that is no code of this image."
+    """The pixels that a run-length code covers.
+
+    Raises `BadInput` for a segmentation that is no code of this image.
+    """
     if not isinstance(s, Mapping) or not isinstance(s.get("counts"), counts):
-        kinds = "polygons or a run-length code" if list in counts else "a compressed run-length code"
-        raise BadInput(f"{where}: its segmentation is not {kinds}; encode masks with pycocotools.mask.encode.")
+        kinds = ("polygons or a run-length code" if list in counts
+                 else "a compressed run-length code")
+        raise BadInput(f"{where}: its segmentation is not {kinds}; encode masks with "
+                       f"pycocotools.mask.encode.")
     size = [image["height"], image["width"]]
     if list(s.get("size") or []) != size:
-        raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of {size} (height, width); resize the mask to the image.")
+        raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of "
+                       f"{size} (height, width); resize the mask to the image.")
     runs = _lengths(s["counts"])
     if runs.min() < 0 or runs.sum() != math.prod(size):
-        raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x {size[1]} pixels; encode the mask again.")
+        raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x "
+                       f"{size[1]} pixels; encode the mask again.")
     return int(runs[1::2].sum())
 
 # %% ../../nbs/evaluation/detection.ipynb #d346af27
 def read_truth(
-    truth,                # path of a COCO or LVIS file, or its content
-    kind: str = "bbox",   # 'bbox' or 'segm': what will be compared
-    lvis: bool = False,   # also demand what LVIS adds: frequencies, verified negatives, classes that are not exhaustive
-) -> dict:                # images, annotations and categories; annotations and categories are copies
-    "Ground truth with everything a scorer needs. Raises `BadInput` for what is missing, unknown or of a wrong form."
-    if kind not in FIELDS: raise BadInput(f"kind is '{kind}'; compare boxes (bbox) or masks (segm).")
+    truth,               # path of a COCO or LVIS file, or its content
+    kind: str = "bbox",  # 'bbox' or 'segm': what will be compared
+    # also demand what LVIS adds: frequencies, verified negatives, classes that are not exhaustive
+    lvis: bool = False,
+) -> dict:               # images, annotations and categories; annotations and categories are copies
+    """Ground truth with everything a scorer needs.
+
+    Raises `BadInput` for what is missing, unknown or of a wrong form.
+    """
+    if kind not in FIELDS:
+        raise BadInput(f"kind is '{kind}'; compare boxes (bbox) or masks (segm).")
     data, name = _read(truth, "ground truth")
-    images = _records(data, name, "images", ["height", "width"] * (kind == "segm") + ["neg_category_ids", "not_exhaustive_category_ids"] * lvis)
+    images = _records(data, name, "images", ["height", "width"] * (kind == "segm")
+                      + ["neg_category_ids", "not_exhaustive_category_ids"] * lvis)
     categories = _records(data, name, "categories", ["frequency"] * lvis)
-    annotations = _records(data, name, "annotations", ["image_id", "category_id", "area", FIELDS[kind]])
+    annotations = _records(data, name, "annotations",
+                           ["image_id", "category_id", "area", FIELDS[kind]])
     for a in annotations.values():
         where, s = f"{name}: annotation {a['id']}", a.get("segmentation")
         if not _among(a["image_id"], images):
-            raise BadInput(f"{where} belongs to image {a['image_id']!r}, which is not among its images; add the image or remove the annotation.")
+            raise BadInput(f"{where} belongs to image {a['image_id']!r}, which is not among its "
+                           f"images; add the image or remove the annotation.")
         if not _among(a["category_id"], categories):
-            raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its categories; add the category or remove the annotation.")
-        if not _is_number(a["area"]): raise BadInput(f"{where} has the area {a['area']!r}; give pixels.")
-        if kind == "bbox" and not _is_box(a["bbox"]): raise BadInput(f"{where} has the box {a['bbox']!r}; give x, y, width, height.")
-        if kind == "segm" and not _is_polygons(s): _check_code(s, images[a["image_id"]], where, (str, bytes, list))
+            raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its "
+                           f"categories; add the category or remove the annotation.")
+        if not _is_number(a["area"]):
+            raise BadInput(f"{where} has the area {a['area']!r}; give pixels.")
+        if kind == "bbox" and not _is_box(a["bbox"]):
+            raise BadInput(f"{where} has the box {a['bbox']!r}; give x, y, width, height.")
+        if kind == "segm" and not _is_polygons(s):
+            _check_code(s, images[a["image_id"]], where, (str, bytes, list))
     for c in categories.values():
         if lvis and c["frequency"] not in ("r", "c", "f"):
-            raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS knows r, c and f.")
-    if 0 in annotations: warnings.warn(f"{name}: an annotation has the id 0, which the scorers take for 'no object'; number annotations from 1.", stacklevel=2)
+            raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS "
+                           f"knows r, c and f.")
+    if 0 in annotations:
+        warnings.warn(f"{name}: an annotation has the id 0, which the scorers take for 'no "
+                      f"object'; number annotations from 1.", stacklevel=2)
     return {"images": list(images.values()), "annotations": [dict(a) for a in annotations.values()],
             "categories": [{"name": str(c["id"]), **c} for c in categories.values()]}
 
-def _is_polygons(s) -> bool: return isinstance(s, list) and len(s) > 0 and all(isinstance(p, list) and len(p) > 3 and all(map(_is_number, p)) for p in s)
+# %% ../../nbs/evaluation/detection.ipynb #03fba509
+def _is_polygons(s) -> bool:
+    return (isinstance(s, list) and len(s) > 0
+            and all(isinstance(p, list) and len(p) > 3 and all(map(_is_number, p)) for p in s))
 
 # %% ../../nbs/evaluation/detection.ipynb #bc2878a7
 def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
-    "Results (path or content) that fit a `truth` from `read_truth`, as copies with what the scorers read. Raises `BadInput` for the first that does not."
+    """Results (path or content) that fit a `truth` from `read_truth`, as copies with what the
+    scorers read.
+
+    Raises `BadInput` for the first that does not.
+    """
     found, name = _read(results, "results")
     if not isinstance(found, list):
-        raise BadInput(f"{name}: results are a list of image_id, category_id, score and bbox or segmentation; write them so.")
-    images, categories, copies = {r["id"]: r for r in truth["images"]}, {c["id"] for c in truth["categories"]}, []
+        raise BadInput(f"{name}: results are a list of image_id, category_id, score and bbox or "
+                       f"segmentation; write them so.")
+    images, categories, copies = ({r["id"]: r for r in truth["images"]},
+                                  {c["id"] for c in truth["categories"]}, [])
     first = found[0] if found and isinstance(found[0], Mapping) else {}
     shapes = [key for key in ("bbox", "segmentation") if first.get(key, []) != []] or [FIELDS[kind]]
     if kind == "segm": shapes = list(dict.fromkeys([*shapes, "segmentation"]))
@@ -119,15 +169,22 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
     for i, r in enumerate(found):
         where = f"{name}: result {i}"
         for key in ("image_id", "category_id", "score", *shapes):
-            if not isinstance(r, Mapping) or key not in r: raise BadInput(f"{where} has no '{key}'; every result needs it.")
+            if not isinstance(r, Mapping) or key not in r:
+                raise BadInput(f"{where} has no '{key}'; every result needs it.")
         if not _among(r["image_id"], images):
-            raise BadInput(f"{where} is of image {r['image_id']!r}, which the ground truth does not have; score results with the annotations of their own images.")
+            raise BadInput(f"{where} is of image {r['image_id']!r}, which the ground truth does "
+                           f"not have; score results with the annotations of their own images.")
         if not _among(r["category_id"], categories):
-            raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth does not have; use the category ids of its file.")
-        if not _is_number(r["score"]): raise BadInput(f"{where} has the score {r['score']!r}; scores are finite numbers.")
-        if "bbox" in shapes and not _is_box(r["bbox"]): raise BadInput(f"{where} has the box {r['bbox']!r}; give x, y, width, height.")
-        covered = _check_code(r["segmentation"], images[r["image_id"]], where) if "segmentation" in shapes else 0
-        kept = {"image_id": int(r["image_id"]), "category_id": int(r["category_id"]), "score": float(r["score"])} | {key: r[key] for key in shapes}
+            raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth "
+                           f"does not have; use the category ids of its file.")
+        if not _is_number(r["score"]):
+            raise BadInput(f"{where} has the score {r['score']!r}; scores are finite numbers.")
+        if "bbox" in shapes and not _is_box(r["bbox"]):
+            raise BadInput(f"{where} has the box {r['bbox']!r}; give x, y, width, height.")
+        covered = (_check_code(r["segmentation"], images[r["image_id"]], where)
+                   if "segmentation" in shapes else 0)
+        kept = {"image_id": int(r["image_id"]), "category_id": int(r["category_id"]),
+                "score": float(r["score"])} | {key: r[key] for key in shapes}
         if "bbox" in shapes: kept["bbox"] = [float(v) for v in r["bbox"]]
         copies.append(kept | {"area": math.prod(kept["bbox"][2:]) if "bbox" in shapes else covered})
     return copies
@@ -138,7 +195,7 @@ class Scores:
     "The scores of one set of results."
     summary: dict[str, float]               # AP, AP50, ... in 0..1; -1 where no object counts
     classes: dict[str, dict[str, float]]    # AP and AP50 of each class by name
-    images: int                             # how many were judged
+    images: int                             # how many were evaluated
     protocol: dict                          # what the numbers depend on
 
 def _mean(x: np.ndarray) -> float:
@@ -147,9 +204,13 @@ def _mean(x: np.ndarray) -> float:
     return float(x.mean()) if x.size else -1.0
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    "The usual numbers from precision (thresholds, recalls, classes, sizes) and recall (thresholds, classes, sizes)."
-    found = {"AP": _mean(precision[..., 0]), "AP50": _mean(precision[0, ..., 0]), "AP75": _mean(precision[5, ..., 0])}
-    found |= {f"AP{size}": _mean(precision[..., i]) for i, size in enumerate("sml", 1)} | {"AR": _mean(recall[..., 0])}
+    """The usual numbers from precision (thresholds, recalls, classes, sizes) and recall
+    (thresholds, classes, sizes).
+    """
+    found = {"AP": _mean(precision[..., 0]), "AP50": _mean(precision[0, ..., 0]),
+             "AP75": _mean(precision[5, ..., 0])}
+    found |= {f"AP{size}": _mean(precision[..., i])
+              for i, size in enumerate("sml", 1)} | {"AR": _mean(recall[..., 0])}
     return found | {f"AR{size}": _mean(recall[..., i]) for i, size in enumerate("sml", 1)}
 
 def _classes(truth: dict, precision: np.ndarray) -> dict[str, dict[str, float]]:
@@ -157,14 +218,18 @@ def _classes(truth: dict, precision: np.ndarray) -> dict[str, dict[str, float]]:
     names = [c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])]
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice:
-        raise BadInput(f"the ground truth has {len(twice)} category names more than once, '{twice[0]}' for example; give every category its own.")
-    return {n: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[0, :, k, 0])} for k, n in enumerate(names)}
+        raise BadInput(f"the ground truth has {len(twice)} category names more than once, "
+                       f"'{twice[0]}' for example; give every category its own.")
+    return {n: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[0, :, k, 0])}
+            for k, n in enumerate(names)}
 
 # %% ../../nbs/evaluation/detection.ipynb #1527ccaf
 def _library(name: str):
     "An optional package. Raises `BadInput` when it is not installed."
     try: return importlib.import_module(name)
-    except ImportError: raise BadInput(f"detection scores need the package {name.split('.')[0]}; install it with pip.") from None
+    except ImportError:
+        raise BadInput(f"detection scores need the package {name.split('.')[0]}; install it with "
+                       f"pip.") from None
 
 def _coco_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarray, np.ndarray]:
     "pycocotools' precision (10, 101, K, 4, 3) and recall (10, K, 4, 3)."
@@ -176,48 +241,72 @@ def _coco_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarra
         dt.dataset = truth | {"annotations": []}      # (loadRes cannot take an empty list)
         dt = gt.loadRes(results) if results else dt
         dt.createIndex()
-        judge = COCOeval(gt, dt, kind)
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
+        evaluate = COCOeval(gt, dt, kind)
+        evaluate.evaluate()
+        evaluate.accumulate()
+    return evaluate.eval["precision"], evaluate.eval["recall"]
 
 def coco_scores(
     truth,                 # path of an annotation file in COCO's format, or its content
     results,               # path of a result file, or its content
     kind: str = "bbox",    # 'bbox' or 'segm'
 ) -> Scores:               # AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl
-    "The twelve numbers of COCO and the AP of each class. Raises `BadInput` for input that cannot be scored."
+    """The twelve numbers of COCO and the AP of each class.
+
+    Raises `BadInput` for input that cannot be scored.
+    """
     truth = read_truth(truth, kind)
     precision, recall = _coco_tables(truth, read_results(results, truth, kind), kind)
     found = _summary(precision[..., 2], recall[..., 2])
     recalls = {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate((1, 10, 100))}
     order = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     protocol = {"scorer": "coco", "iou": kind, "per_image_and_class": 100}
-    return Scores({k: (found | recalls)[k] for k in order}, _classes(truth, precision[..., 2]), len(truth["images"]), protocol)
+    return Scores({k: (found | recalls)[k] for k in order}, _classes(truth, precision[..., 2]),
+                  len(truth["images"]), protocol)
 
 # %% ../../nbs/evaluation/detection.ipynb #0678836a
-COCO_NOVEL = ["airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors"]
+COCO_NOVEL = ["airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard",
+              "skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors"]
 COCO_BASE = [
-    *"person bicycle car motorcycle train truck boat bench bird horse sheep bear zebra giraffe backpack handbag suitcase frisbee skis kite surfboard bottle fork".split(),
-    *"spoon bowl banana apple sandwich orange broccoli carrot pizza donut chair bed toilet tv laptop mouse remote microwave oven toaster refrigerator book".split(),
-    *"clock vase toothbrush".split()]
+    *(
+        "person bicycle car motorcycle train truck boat bench bird horse sheep bear zebra giraffe "
+        "backpack handbag suitcase frisbee skis kite surfboard bottle fork"
+    ).split(),
+    *(
+        "spoon bowl banana apple sandwich orange broccoli carrot pizza donut chair bed toilet tv "
+        "laptop mouse remote microwave oven toaster refrigerator book"
+    ).split(),
+    *"clock vase toothbrush".split(),
+]
 
+# %% ../../nbs/evaluation/detection.ipynb #d147a393
 def open_vocabulary_scores(
     truth, results,
-    novel: list[str] | None = None,   # names of the novel classes; None: as the categories' `split` says, else COCO's 17
+    # names of the novel classes; None: as the categories' `split` says, else COCO's 17
+    novel: list[str] | None = None,
     base: list[str] | None = None,    # names of the base classes; None: likewise, else COCO's 48
     kind: str = "bbox",
 ) -> Scores:                          # novel_AP50, base_AP50, all_AP50
-    "AP50 of novel, base and all classes. Raises `BadInput` for a class that the ground truth does not have."
+    """AP50 of novel, base and all classes.
+
+    Raises `BadInput` for a class that the ground truth does not have.
+    """
     data = _read(truth, "ground truth")[0]
     found = coco_scores(data, results, kind)
-    said = {side: [c["name"] for c in data["categories"] if c.get("split") == side] for side in ("novel", "base")}
-    novel, base = (given or (said[side] if all(said.values()) else known) for side, given, known in (("novel", novel, COCO_NOVEL), ("base", base, COCO_BASE)))
+    said = {side: [c["name"] for c in data["categories"] if c.get("split") == side]
+            for side in ("novel", "base")}
+    novel, base = (
+        given or (said[side] if all(said.values()) else known)
+        for side, given, known in (("novel", novel, COCO_NOVEL), ("base", base, COCO_BASE)))
     for name in (*novel, *base):
-        if name not in found.classes: raise BadInput(f"the ground truth has no category '{name}'; give the names of its novel and base classes, or each category a 'split' of novel or base.")
+        if name not in found.classes:
+            raise BadInput(f"the ground truth has no category '{name}'; give the names of its "
+                           f"novel and base classes, or each category a 'split' of novel or base.")
     groups = {"novel": novel, "base": base, "all": dict.fromkeys([*novel, *base])}
-    summary = {f"{side}_AP50": _mean(np.array([found.classes[n]["AP50"] for n in names])) for side, names in groups.items()}
-    return Scores(summary, {n: found.classes[n] for n in groups["all"]}, found.images, found.protocol | {"scorer": "ovd", "novel": len(novel), "base": len(base)})
+    summary = {f"{side}_AP50": _mean(np.array([found.classes[n]["AP50"] for n in names]))
+               for side, names in groups.items()}
+    return Scores(summary, {n: found.classes[n] for n in groups["all"]}, found.images,
+                  found.protocol | {"scorer": "ovd", "novel": len(novel), "base": len(base)})
 
 # %% ../../nbs/evaluation/detection.ipynb #d7d0149d
 def _best(results: list[dict], limit: int | None, key: str) -> list[dict]:
@@ -228,46 +317,65 @@ def _best(results: list[dict], limit: int | None, key: str) -> list[dict]:
     return [r for g in groups.values() for r in sorted(g, key=lambda r: -r["score"])[:limit]]
 
 def _federated(truth: dict, results: list[dict]) -> tuple[dict, list[dict]]:
-    "Objects and results that LVIS looks at: not empty ones, and results only of classes with objects in their image or verified absent there."
-    objects = [a | {"iscrowd": 0, "area": -1 if a.get("ignore") else a["area"]} for a in truth["annotations"] if a["area"] > 0]   # (-1: of no size, ignored in all)
-    asked = {(a["image_id"], a["category_id"]) for a in objects} | {(i["id"], c) for i in truth["images"] for c in i["neg_category_ids"]}
-    return truth | {"annotations": objects}, [r for r in results if r["area"] > 0 and (r["image_id"], r["category_id"]) in asked]
+    """Objects and results that LVIS looks at: not empty ones, and results only of classes with
+    objects in their image or verified absent there.
+    """
+    objects = [a | {"iscrowd": 0, "area": -1 if a.get("ignore") else a["area"]}
+               for a in truth["annotations"] if a["area"] > 0]  # (-1: of no size, ignored in all)
+    asked = {(a["image_id"], a["category_id"]) for a in objects} | {
+        (i["id"], c) for i in truth["images"] for c in i["neg_category_ids"]}
+    return (truth | {"annotations": objects},
+            [r for r in results if r["area"] > 0 and (r["image_id"], r["category_id"]) in asked])
 
 def _lvis_tables(truth: dict, results: list[dict], kind: str) -> tuple[np.ndarray, np.ndarray]:
     "faster-coco-eval's precision (10, 101, K, 4) and recall (10, K, 4) in LVIS style."
     library = _library("faster_coco_eval")
     with warnings.catch_warnings(action="ignore"):
         gt = library.COCO(truth)
-        judge = library.COCOeval_faster(gt, gt.loadRes(results), kind, lvis_style=True, print_function=lambda *_: None)
-        judge.params.maxDets = [max(Counter((r["image_id"], r["category_id"]) for r in results).values(), default=1)]   # no limit here
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"][..., 0], judge.eval["recall"][..., 0]
+        evaluate = library.COCOeval_faster(gt, gt.loadRes(results), kind, lvis_style=True,
+                                           print_function=lambda *_: None)
+        # no limit here
+        evaluate.params.maxDets = [max(
+            Counter((r["image_id"], r["category_id"]) for r in results).values(), default=1)]
+        evaluate.evaluate()
+        evaluate.accumulate()
+    return evaluate.eval["precision"][..., 0], evaluate.eval["recall"][..., 0]
 
+# %% ../../nbs/evaluation/detection.ipynb #4974baa0
 def lvis_scores(
-    truth,                          # path of an annotation file of LVIS, or its content
-    results,                        # path of a result file, or its content
-    kind: str = "bbox",             # 'bbox' or 'segm'
-    per_image: int | None = 300,    # results of an image that count; None: all
-    per_class: int | None = None,   # results of a class that count over all images; None: all
-) -> Scores:                        # AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl
-    "The thirteen numbers of LVIS and the AP of each class. Raises `BadInput` for input that cannot be scored."
+    truth,                         # path of an annotation file of LVIS, or its content
+    results,                       # path of a result file, or its content
+    kind: str = "bbox",            # 'bbox' or 'segm'
+    per_image: int | None = 300,   # results of an image that count; None: all
+    per_class: int | None = None,  # results of a class that count over all images; None: all
+) -> Scores:                       # AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl
+    """The thirteen numbers of LVIS and the AP of each class.
+
+    Raises `BadInput` for input that cannot be scored.
+    """
     for name, limit in (("per_image", per_image), ("per_class", per_class)):
-        if limit is not None and limit < 1: raise BadInput(f"{name} is {limit}; give 1 or more, or None for no limit.")
+        if limit is not None and limit < 1:
+            raise BadInput(f"{name} is {limit}; give 1 or more, or None for no limit.")
     truth = read_truth(truth, kind, lvis=True)
-    kept = _best(_best(read_results(results, truth, kind), per_image, "image_id"), per_class, "category_id")
+    kept = _best(_best(read_results(results, truth, kind), per_image, "image_id"), per_class,
+                 "category_id")
     precision, recall = _lvis_tables(*_federated(truth, kept), kind)
     found = _summary(precision, recall)
-    frequency = np.array([c["frequency"] for c in sorted(truth["categories"], key=lambda c: c["id"])])
+    frequency = np.array([c["frequency"]
+                          for c in sorted(truth["categories"], key=lambda c: c["id"])])
     groups = {f"AP{f}": _mean(precision[:, :, frequency == f, 0]) for f in "rcf"}
-    order = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl")
+    order = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm",
+             "ARl")
     protocol = {"scorer": "lvis", "iou": kind, "per_image": per_image, "per_class": per_class}
-    return Scores({k: (found | groups)[k] for k in order}, _classes(truth, precision), len(truth["images"]), protocol)
+    return Scores({k: (found | groups)[k] for k in order}, _classes(truth, precision),
+                  len(truth["images"]), protocol)
 
 # %% ../../nbs/evaluation/detection.ipynb #179a9e08
-def detection_lines(scores: Scores, run: str, dataset: str, method: str | None = None, seed: int | None = None, recipe: str = "") -> list[dict]:
-    "Metric lines of the evaluation 'detection'; `seed` and `recipe` are those of the training."
+def detection_records(scores: Scores, run: str, dataset: str, method: str | None = None,
+                      seed: int | None = None, recipe: str = "") -> list[dict]:
+    "Records of the evaluation 'detection'; `seed` and `recipe` are those of the training."
     shape = {"bbox": "box_", "segm": "mask_"}[scores.protocol["iou"]]
     name = lambda key: key.lower() if scores.protocol["scorer"] == "ovd" else shape + key.lower()
-    return [metric_line(run, method or run, "detection", name(key), None if value < 0 else 100 * value, scores.images, seed, recipe, dataset, scores.protocol)
+    return [metric_record(run, method or run, "detection", name(key), None if value < 0
+                          else 100 * value, scores.images, seed, recipe, dataset, scores.protocol)
             for key, value in scores.summary.items()]

@@ -25,81 +25,115 @@ from .suite import load_model
 
 # %% ../../nbs/evaluation/explorer.ipynb #0039f967
 def unpack_tokens(packed: dict, centre: bool = False) -> torch.Tensor:
-    "Tokens of `pack_tokens` as unit vectors (N, k) float64, without the mean token if `centre`; what the page computes."
-    codes, scale, mean = (torch.from_numpy(packed[name]).double() for name in ("codes", "scale", "mean"))
+    """Tokens of `pack_tokens` as unit vectors (N, k) float64, without the mean token if `centre`;
+    what the page computes.
+    """
+    codes, scale, mean = (torch.from_numpy(packed[name]).double()
+                          for name in ("codes", "scale", "mean"))
     return F.normalize(codes * scale[:, None] + (0 if centre else mean), dim=1)
 
 def principal_basis(x: torch.Tensor) -> torch.Tensor:
-    "An orthonormal basis (D, D) of the tokens (N, D): the mean token's direction, then the principal directions of the centred unit tokens."
+    """An orthonormal basis (D, D) of the tokens (N, D): the mean token's direction, then the
+    principal directions of the centred unit tokens.
+    """
     first = F.normalize(x.mean(0), dim=0)[:, None]
     rest = F.normalize(x - x.mean(0), dim=1)
     rest = rest - rest @ first @ first.T
-    return torch.linalg.qr(torch.cat([first, torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)], 1))[0]
+    return torch.linalg.qr(torch.cat([first, torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)],
+                                     1))[0]
 
 def pack_tokens(tokens: torch.Tensor, tolerance: float = .01) -> dict:
-    """Tokens (N, D) as codes (N, k) int8 or int16, scale (N,) and mean (k,) float32, dims (k), bits (8 or 16), and error: the largest of a cosine,
-    raw or centred, of any token to at most 1023 of them."""
+    """Tokens (N, D) as codes (N, k) int8 or int16, scale (N,) and mean (k,) float32, dims (k), bits
+    (8 or 16), and error: the largest of a cosine, raw or centred, of any token to at most 1023 of
+    them.
+    """
     x, rng = tokens.double().cpu(), torch.Generator().manual_seed(0)
     mean, rest, basis, D = x.mean(0), x - x.mean(0), principal_basis(x), x.shape[1]
     cosines = lambda u: u[::max(1, len(u) // 512)] @ u.T
     exact = {centre: cosines(F.normalize(v, dim=1)) for centre, v in ((False, x), (True, rest))}
     for bits, k in [(8, k) for k in (8, 16, 32, 64, 128, 256, 512) if k < D] + [(8, D), (16, D)]:
-        turned = basis[:, :k] @ torch.linalg.qr(torch.randn(k, k, dtype=torch.float64, generator=rng))[0]      # (D, k)
-        near = rest @ turned                                                                                   # (N, k)
+        turned = basis[:, :k] @ torch.linalg.qr(
+            torch.randn(k, k, dtype=torch.float64, generator=rng))[0]  # (D, k)
+        near = rest @ turned  # (N, k)
         scale = (near.abs().amax(1) / (2 ** (bits - 1) - 1)).clamp_min(1e-30).float()
         codes = (near / scale[:, None]).round().numpy().astype(f"int{bits}")
-        packed = dict(codes=codes, scale=scale.numpy(), mean=(mean @ turned).float().numpy(), dims=k, bits=bits)
-        packed["error"] = max(float((cosines(unpack_tokens(packed, centre)) - c).abs().max()) for centre, c in exact.items())
+        packed = dict(codes=codes, scale=scale.numpy(), mean=(mean @ turned).float().numpy(),
+                      dims=k, bits=bits)
+        packed["error"] = max(float((cosines(unpack_tokens(packed, centre)) - c).abs().max())
+                              for centre, c in exact.items())
         if packed["error"] < tolerance: return packed
     return packed
 
 # %% ../../nbs/evaluation/explorer.ipynb #5fc3492d
 def run_lengths(mask) -> list[int]:
-    "Lengths of the runs of a mask (H, W) bool in raster order; the first one is outside (and 0 when the first pixel is inside)."
+    """Lengths of the runs of a mask (H, W) bool in raster order; the first one is outside (and 0
+    when the first pixel is inside).
+    """
     flat = np.asarray(mask, bool).ravel()
     changes = np.flatnonzero(np.diff(flat, prepend=False))
     return np.diff(changes, prepend=0, append=flat.size).tolist()
 
 # %% ../../nbs/evaluation/explorer.ipynb #4629a441
 def read_items(images) -> list[dict]:
-    """Paths, PIL images or items (or one of them) as dicts of 'image' (PIL RGB), 'name' and, where known, 'objects'.
-    Raises `BadInput` for none, or a file that is no image."""
+    """Paths, PIL images or items (or one of them) as dicts of 'image' (PIL RGB), 'name' and, where
+    known, 'objects'. Raises `BadInput` for none, or a file that is no image.
+    """
     given = [images] if isinstance(images, (str, Path, Image.Image, dict)) else images
     found = []
     for i, x in enumerate(given):
         if isinstance(x, dict): found.append({"name": f"image {i + 1}"} | x)
-        elif isinstance(x, Image.Image): found.append({"image": x.convert("RGB"), "name": f"image {i + 1}"})
+        elif isinstance(x, Image.Image):
+            found.append({"image": x.convert("RGB"), "name": f"image {i + 1}"})
         else: found.append({"image": ImageOps.exif_transpose(read_image(x)), "name": Path(x).name})
-    if not found: raise BadInput("there are no images to explore; give paths, PIL images, or items of a data set.")
+    if not found:
+        raise BadInput("there are no images to explore; give paths, PIL images, or items of a data "
+                       "set.")
     return found
 
 def with_names(dataset, indices) -> list[dict]:
-    "Items of a data set whose objects carry the 'name' of their category. Raises `BadInput` for an index that it does not have."
+    """Items of a data set whose objects carry the 'name' of their category.
+
+    Raises `BadInput` for an index that it does not have.
+    """
     outside = [i for i in indices if not 0 <= i < len(dataset)]
-    if outside: raise BadInput(f"image {outside[0]} is not in the data set; it has images 0 to {len(dataset) - 1}.")
+    if outside:
+        raise BadInput(f"image {outside[0]} is not in the data set; it has images 0 to "
+                       f"{len(dataset) - 1}.")
     items = [dataset[i] for i in indices]
     for item in items:
-        for o in item.get("objects", []): o["name"] = dataset.categories.get(o["category"], {}).get("name", "object")
+        for o in item.get("objects", []):
+            o["name"] = dataset.categories.get(o["category"], {}).get("name", "object")
     return items
 
 # %% ../../nbs/evaluation/explorer.ipynb #e69d0f00
 def encoder_name(model) -> str:
-    "A short name for a model as `load_model` takes it: the run of an encoder.safetensors, else the file's or model's own."
+    """A short name for a model as `load_model` takes it: the run of an encoder.safetensors, else
+    the file's or model's own.
+    """
     path = Path(model)
     if path.name == "encoder.safetensors" and path.parent.name: return path.parent.name
     return path.stem if path.suffix in (".safetensors", ".pth", ".pt") else path.name
 
 def read_encoders(encoders, size: int | None, device, **features) -> dict:
-    "Name -> function from a PIL image to its tokens (h, w, D). Raises `BadInput` for what is no encoder, and for two of one name."
+    """Name -> function from a PIL image to its tokens (h, w, D).
+
+    Raises `BadInput` for what is no encoder, and for two of one name.
+    """
     if not isinstance(encoders, dict):
         given = [encoders] if isinstance(encoders, (str, Path, torch.nn.Module)) else list(encoders)
-        names = [encoder_name(e) if isinstance(e, (str, Path)) else f"encoder {i + 1}" for i, e in enumerate(given)]
-        if twice := {n for n in names if names.count(n) > 1}: raise BadInput(f"two encoders are called '{twice.pop()}'; rename a file, or give a dict from names to encoders.")
+        names = [encoder_name(e) if isinstance(e, (str, Path)) else f"encoder {i + 1}"
+                 for i, e in enumerate(given)]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise BadInput(f"two encoders are called '{twice.pop()}'; rename a file, or give a "
+                           f"dict from names to encoders.")
         encoders = dict(zip(names, given))
-    if not encoders: raise BadInput("there are no encoders to compare; give models, or a dict from names to models.")
+    if not encoders:
+        raise BadInput("there are no encoders to compare; give models, or a dict from names to "
+                       "models.")
     def tokens_of(encoder):
         vit = load_model(str(encoder)) if isinstance(encoder, (str, Path)) else encoder
-        if not isinstance(vit, VisionTransformer): return lambda image: vit(square(image, size or 224)[None])[0]
+        if not isinstance(vit, VisionTransformer):
+            return lambda image: vit(square(image, size or 224)[None])[0]
         side, vit = view_side(vit, size), vit.eval().to(device)
         return lambda image: patch_grid(vit, square(image, side)[None].to(device), **features)[0]
     return {name: tokens_of(encoder) for name, encoder in encoders.items()}
@@ -115,18 +149,26 @@ def data_url(image: Image.Image, side: int = 640) -> str:
 def about_object(o: dict) -> dict:
     "What the page knows of an object: name, prompt point (x, y), runs of its mask."
     y, x = divmod(deepest_pixel(np.asarray(o["mask"])), o["mask"].shape[1])
-    return dict(name=o.get("name", f"category {o['category']}"), point=[x, y], runs=run_lengths(o["mask"]))
+    return dict(name=o.get("name", f"category {o['category']}"), point=[x, y],
+                runs=run_lengths(o["mask"]))
 
+# %% ../../nbs/evaluation/explorer.ipynb #44a52553
 @dataclass(repr=False)
 class Explorer:
-    "A page that JupyterLab shows as it is. `data`: encoders (names) and images with their objects and packed tokens."
+    """A page that JupyterLab shows as it is.
+
+    `data`: encoders (names) and images with their objects and packed tokens.
+    """
     data: dict
 
     @property
     def page(self) -> str:
         "The whole page, HTML."
-        text = json.dumps(self.data, default=lambda array: base64.b64encode(array.tobytes()).decode(), separators=(",", ":"))
-        return files("mimssl.evaluation").joinpath("explorer.html").read_text(encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
+        text = json.dumps(self.data,
+                          default=lambda array: base64.b64encode(array.tobytes()).decode(),
+                          separators=(",", ":"))
+        return files("mimssl.evaluation").joinpath("explorer.html").read_text(
+            encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
 
     def save(self, path) -> Path:
         "Write the page; folders are made."
@@ -135,30 +177,45 @@ class Explorer:
         path.write_text(self.page, encoding="utf-8")
         return path
 
-    def __repr__(self): return f"Explorer({len(self.data['images'])} images, encoders: {', '.join(self.data['encoders'])})"
+    def __repr__(self):
+        return (f"Explorer({len(self.data['images'])} images, encoders: "
+                f"{', '.join(self.data['encoders'])})")
 
-    def _repr_html_(self): return f'<iframe srcdoc="{html.escape(self.page)}" title="Prompt explorer" style="width:100%;height:700px;border:0"></iframe>'
+    def _repr_html_(self):
+        return (f'<iframe srcdoc="{html.escape(self.page)}" title="Prompt explorer" '
+                f'style="width:100%;height:700px;border:0"></iframe>')
 
 # %% ../../nbs/evaluation/explorer.ipynb #308f79e5
 def explore(
     images,                    # paths of photos, PIL images, or items of a data set with 'objects'
-    encoders,                  # models as `load_model` takes them, ViTs, functions (1, 3, S, S) -> (1, h, w, D), or a dict from names to them
-    size: int | None = None,   # side of the square input in pixels; None: as in `prompt_segmentation` (functions: 224)
+    # models as `load_model` takes them, ViTs, functions (1, 3, S, S) -> (1, h, w, D), or a dict
+    # from names to them
+    encoders,
+    # side of the square input in pixels; None: as in `prompt_segmentation` (functions: 224)
+    size: int | None = None,
     device="auto",
     tolerance: float = .01,    # largest error of a similarity; smaller ones make larger pages
     progress: bool = True,
     **features,                # layer, norm, positions, kind of `patch_grid`
 ) -> Explorer:
-    "The prompt explorer of some images: the value of a notebook's cell, or `.save(path)`. Raises `BadInput` for images or encoders that cannot be read."
+    """The prompt explorer of some images: the value of a notebook's cell, or `.save(path)`.
+
+    Raises `BadInput` for images or encoders that cannot be read.
+    """
     items, device = read_items(images), pick_device(str(device))
     functions, found = read_encoders(encoders, size, device, **features), []
     for item in track(items, "explorer", show=progress):
-        image, grids = item["image"], {name: tokens_of(item["image"]) for name, tokens_of in functions.items()}
+        image, grids = (item["image"],
+                        {name: tokens_of(item["image"]) for name, tokens_of in functions.items()})
         for name, grid in grids.items():
-            if not grid.isfinite().all(): raise BadInput(f"{item['name']}: the tokens of encoder '{name}' are not finite; choose another checkpoint.")
-        found.append(dict(name=item["name"], width=image.width, height=image.height, src=data_url(image),
-                          objects=[about_object(o) for o in (real_objects(item) if "objects" in item else [])],
-                          tokens=[dict(grid=list(grid.shape[:2])) | pack_tokens(grid.flatten(0, 1), tolerance) for grid in grids.values()]))
+            if not grid.isfinite().all():
+                raise BadInput(f"{item['name']}: the tokens of encoder '{name}' are not finite; "
+                               f"choose another checkpoint.")
+        found.append(dict(
+            name=item["name"], width=image.width, height=image.height, src=data_url(image),
+            objects=[about_object(o) for o in (real_objects(item) if "objects" in item else [])],
+            tokens=[dict(grid=list(grid.shape[:2]))
+                    | pack_tokens(grid.flatten(0, 1), tolerance) for grid in grids.values()]))
     return Explorer(dict(encoders=list(functions), images=found))
 
 def export_html(images, encoders, path, **options) -> Path:

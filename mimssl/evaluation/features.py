@@ -25,68 +25,94 @@ from ..parts.encoder import resize_positions
 # %% ../../nbs/evaluation/features.ipynb #e0e08a09
 @dataclass(frozen=True)
 class FeatureSpec:
-    "Which vector of an encoder stands for an image; every field changes numbers, so all of them are logged."
-    layer: str | int | tuple[int, ...] = "last"  # 'last', a number n (the last n blocks), or block numbers from 0
+    """Which vector of an encoder stands for an image; every field changes numbers, so all of them
+    are logged.
+    """
+    # 'last', a number n (the last n blocks), or block numbers from 0
+    layer: str | int | tuple[int, ...] = "last"
     norm: bool = True                # apply the encoder's final LayerNorm
-    pooling: str = "cls"             # 'cls', 'mean' (of the patch tokens), 'cls+mean', 'tokens' (all patch tokens)
+    # 'cls', 'mean' (of the patch tokens), 'cls+mean', 'tokens' (all patch tokens)
+    pooling: str = "cls"
     size: int | None = None          # side of the crop in pixels; None: the encoder's own
     resize: int | None = None        # shorter side before the crop; None: size x 256 / 224
     interpolation: str = "bicubic"   # of that resize
-    positions: str = "bicubic"       # resize of the positions at another size: 'bicubic', 'bilinear', 'dino' (bicubic by factor)
+    # resize of the positions at another size: 'bicubic', 'bilinear', 'dino' (bicubic by factor)
+    positions: str = "bicubic"
     half: bool = False               # store float16, and compute in bfloat16 on an accelerator
 
     def blocks(self, depth: int) -> list[int]:
         "The numbers of the blocks read, of `depth` blocks in all."
         last = 1 if self.layer == "last" else self.layer
         if isinstance(last, int) and 1 <= last <= depth: return list(range(depth - last, depth))
-        if isinstance(last, (tuple, list)) and last and all(-depth <= i < depth for i in last): return [i % depth for i in last]
-        raise BadInput(f"layer {self.layer!r} is not in an encoder of {depth} blocks; give 'last', a number of last blocks, or block numbers.")
+        if isinstance(last, (tuple, list)) and last and all(-depth <= i < depth for i in last):
+            return [i % depth for i in last]
+        raise BadInput(f"layer {self.layer!r} is not in an encoder of {depth} blocks; give 'last', "
+                       f"a number of last blocks, or block numbers.")
 
 # %% ../../nbs/evaluation/features.ipynb #f609741a
 def check_encoder(vit):
     "Raises `BadInput` for an encoder that is no plain `VisionTransformer` of timm."
-    if not isinstance(vit, VisionTransformer): raise BadInput(f"the encoder is of timm's class {type(vit).__name__}, which is not supported; choose a VisionTransformer.")
+    if not isinstance(vit, VisionTransformer):
+        raise BadInput(f"the encoder is of timm's class {type(vit).__name__}, which is not "
+                       f"supported; choose a VisionTransformer.")
     if not isinstance(vit.patch_embed, PatchEmbed):
-        raise BadInput(f"the encoder embeds its patches with a {type(vit.patch_embed).__name__}, which is not supported; choose a ViT without a convolutional stem.")
+        raise BadInput(f"the encoder embeds its patches with a {type(vit.patch_embed).__name__}, "
+                       f"which is not supported; choose a ViT without a convolutional stem.")
 
 # %% ../../nbs/evaluation/features.ipynb #13534d24
 POSITIONS = ("bicubic", "bilinear", "dino")   # ways to resize the positions
 
 def resolve(spec: FeatureSpec, vit) -> FeatureSpec:
-    "`spec` with its sizes filled in for `vit`. Raises `BadInput` for a pooling, layer or size that `vit` does not have."
+    """`spec` with its sizes filled in for `vit`.
+
+    Raises `BadInput` for a pooling, layer or size that `vit` does not have.
+    """
     check_encoder(vit)
     if spec.pooling not in ("cls", "mean", "cls+mean", "tokens"):
         raise BadInput(f"pooling {spec.pooling!r} is unknown; use cls, mean, cls+mean or tokens.")
     if "cls" in spec.pooling and not vit.has_class_token:
-        raise BadInput(f"pooling {spec.pooling!r} needs a class token, and this encoder has none; use mean.")
-    if spec.positions not in POSITIONS: raise BadInput(f"positions {spec.positions!r} is unknown; use {', '.join(POSITIONS)}.")
+        raise BadInput(f"pooling {spec.pooling!r} needs a class token, and this encoder has none; "
+                       f"use mean.")
+    if spec.positions not in POSITIONS:
+        raise BadInput(f"positions {spec.positions!r} is unknown; use {', '.join(POSITIONS)}.")
     spec.blocks(len(vit.blocks))
     size, patch = spec.size or vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if size % patch or size < patch: raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that is.")
+    if size % patch or size < patch:
+        raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
+                       f"is.")
     layer = tuple(spec.layer) if isinstance(spec.layer, list) else spec.layer
-    return replace(spec, layer=layer, size=size, resize=spec.resize or max(size, round(size * 256 / 224)))
+    return replace(spec, layer=layer, size=size,
+                   resize=spec.resize or max(size, round(size * 256 / 224)))
 
 # %% ../../nbs/evaluation/features.ipynb #895f0538
 def pool_tokens(vit, patches: list, prefix: list, spec: FeatureSpec) -> torch.Tensor:
-    "Tokens of the chosen blocks, each patches (B, L, D) and prefix (B, P, D), to features (B, D'); 'tokens' gives (B, L, D')."
+    """Tokens of the chosen blocks, each patches (B, L, D) and prefix (B, P, D), to features (B,
+    D'); 'tokens' gives (B, L, D').
+    """
     if spec.pooling == "tokens": return torch.cat(patches, dim=-1)  # (B, L, n D)
     after = vit.fc_norm if spec.norm else torch.nn.Identity()
     means = [after(x.mean(1)) for x in patches]
     if spec.pooling == "mean": return torch.cat(means, dim=-1)  # (B, n D)
     classes = [after(x[:, 0]) for x in prefix]
-    return torch.cat(classes + (means[-1:] if spec.pooling == "cls+mean" else []), dim=-1)  # (B, n D) or (B, (n + 1) D)
+    # (B, n D) or (B, (n + 1) D)
+    return torch.cat(classes + (means[-1:] if spec.pooling == "cls+mean" else []), dim=-1)
 
 # %% ../../nbs/evaluation/features.ipynb #f33d5b69
 @torch.no_grad()
 def embed_all(vit, images: torch.Tensor, specs: list[FeatureSpec]) -> list[torch.Tensor]:
-    "Features of a batch of normalised images (B, 3, H, W) for several specs in one forward pass; each as `pool_tokens`."
+    """Features of a batch of normalised images (B, 3, H, W) for several specs in one forward pass;
+    each as `pool_tokens`.
+    """
     blocks = sorted({b for spec in specs for b in spec.blocks(len(vit.blocks))})
-    outputs = vit.forward_intermediates(images, indices=blocks, return_prefix_tokens=True, norm=False, stop_early=True,
-                                        output_fmt="NLC", intermediates_only=True)
-    tokens = {b: torch.cat(o[::-1], 1) if isinstance(o, tuple) else o for b, o in zip(blocks, outputs)}  # prefix, then patches: (B, P + L, D)
+    outputs = vit.forward_intermediates(images, indices=blocks, return_prefix_tokens=True,
+                                        norm=False, stop_early=True, output_fmt="NLC",
+                                        intermediates_only=True)
+    tokens = {b: torch.cat(o[::-1], 1) if isinstance(o, tuple) else o
+              for b, o in zip(blocks, outputs)}  # prefix, then patches: (B, P + L, D)
     P, out = vit.num_prefix_tokens, []
     for spec in specs:
-        chosen = [vit.norm(tokens[b]) if spec.norm else tokens[b] for b in spec.blocks(len(vit.blocks))]
+        chosen = [vit.norm(tokens[b]) if spec.norm else tokens[b]
+                  for b in spec.blocks(len(vit.blocks))]
         out.append(pool_tokens(vit, [x[:, P:] for x in chosen], [x[:, :P] for x in chosen], spec))
     return out
 
@@ -96,16 +122,23 @@ def embed(vit, images: torch.Tensor, spec: FeatureSpec) -> torch.Tensor:
 
 # %% ../../nbs/evaluation/features.ipynb #c7604bd0
 def check_finite(x: torch.Tensor, piece: int = 65_536) -> torch.Tensor:
-    "`x` (N, ...) itself, looked at `piece` rows at a time. Raises `BadInput` unless every entry is finite."
+    """`x` (N, ...) itself, looked at `piece` rows at a time.
+
+    Raises `BadInput` unless every entry is finite.
+    """
     if not all(part.isfinite().all() for part in x.split(piece)):
-        raise BadInput("the encoder gives features that are infinite or no numbers, so nothing can be measured; check its weights.")
+        raise BadInput("the encoder gives features that are infinite or no numbers, so nothing can "
+                       "be measured; check its weights.")
     return x
 
 # %% ../../nbs/evaluation/features.ipynb #ea3ebf0f
 def encoder_fingerprint(vit) -> str:
-    "16 hex digits that change with any weight, the architecture or the pixel normalisation of `vit`."
+    """16 hex digits that change with any weight, the architecture or the pixel normalisation of
+    `vit`.
+    """
     h = hashlib.blake2b(digest_size=8)
-    h.update(repr([vit, vit.num_prefix_tokens, vit.patch_embed.img_size, [b.attn.num_heads for b in vit.blocks], pixel_stats(vit)]).encode())
+    h.update(repr([vit, vit.num_prefix_tokens, vit.patch_embed.img_size,
+                   [b.attn.num_heads for b in vit.blocks], pixel_stats(vit)]).encode())
     for name, value in sorted(vit.state_dict().items()):
         h.update(name.encode())
         h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -113,7 +146,9 @@ def encoder_fingerprint(vit) -> str:
 
 # %% ../../nbs/evaluation/features.ipynb #431ff16d
 def pixel_stats(vit) -> tuple:
-    "Mean and std (of RGB in 0..1) that `vit` expects: its attribute `pixel_stats`, else ImageNet's."
+    """Mean and std (of RGB in 0..1) that `vit` expects: its attribute `pixel_stats`, else
+    ImageNet's.
+    """
     return getattr(vit, "pixel_stats", (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)))
 
 # %% ../../nbs/evaluation/features.ipynb #0aaeefe8
@@ -127,24 +162,36 @@ class _Viewed(Dataset):
 
 # %% ../../nbs/evaluation/features.ipynb #57f6c98e
 def prepare(vit, specs: list[FeatureSpec], device):
-    "A function from ImageNet-normalised images (B, 3, H, W) to a list of features on `device`; `vit` itself stays as it is. The specs share one view."
+    """A function from ImageNet-normalised images (B, 3, H, W) to a list of features on `device`;
+    `vit` itself stays as it is.
+
+    The specs share one view.
+    """
     device, size = torch.device(device), specs[0].size
-    if tuple(vit.patch_embed.img_size) != (size, size): vit = resize_positions(copy.deepcopy(vit), size, specs[0].positions)
+    if tuple(vit.patch_embed.img_size) != (size, size):
+        vit = resize_positions(copy.deepcopy(vit), size, specs[0].positions)
     vit = vit.eval().to(device)
     (mean, std), to = pixel_stats(vit), lambda v: torch.tensor(v, device=device).view(3, 1, 1)
     scale = to(IMAGENET_STD) / to(std)
     shift = (to(IMAGENET_MEAN) - to(mean)) / to(std)  # x std' + mean' -> (. - mean) / std
     def run(images):
-        with torch.autocast(device.type, torch.bfloat16, enabled=specs[0].half and device.type != "cpu"):
-            return [x.float() for x in embed_all(vit, images.to(device, non_blocking=True) * scale + shift, specs)]
+        with torch.autocast(device.type, torch.bfloat16,
+                            enabled=specs[0].half and device.type != "cpu"):
+            return [x.float() for x in embed_all(
+                vit, images.to(device, non_blocking=True) * scale + shift, specs)]
     return run
 
 # %% ../../nbs/evaluation/features.ipynb #3c3f6e01
-def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128, workers: int | None = None, progress: bool = True):
-    "Yield (features of each spec, labels) batch by batch, on the CPU and in the order of `dataset`."
+def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128,
+           workers: int | None = None, progress: bool = True):
+    """Yield (features of each spec, labels) batch by batch, on the CPU and in the order of
+    `dataset`.
+    """
     run, s = prepare(vit, specs, device), specs[0]
-    loader = DataLoader(_Viewed(dataset, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
-                        num_workers=settings().workers if workers is None else workers, pin_memory=torch.device(device).type == "cuda")
+    loader = DataLoader(
+        _Viewed(dataset, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
+        num_workers=settings().workers if workers is None else workers,
+        pin_memory=torch.device(device).type == "cuda")
     with Tally("features", len(dataset), show=progress) as tally:
         for images, labels in loader:
             yield [x.cpu() for x in run(images)], labels
@@ -152,7 +199,9 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
 
 # %% ../../nbs/evaluation/features.ipynb #fa226a25
 def _sample_hash(path: Path, pieces: int = 64, size: int = 4096) -> str:
-    "Hash of `pieces` evenly spread pieces of a file: finds truncation and replaced content at the cost of a few reads."
+    """Hash of `pieces` evenly spread pieces of a file: finds truncation and replaced content at the
+    cost of a few reads.
+    """
     h, total = hashlib.blake2b(digest_size=8), path.stat().st_size
     with open(path, "rb") as f:
         for start in np.linspace(0, max(0, total - size), pieces).astype(int):
@@ -162,28 +211,36 @@ def _sample_hash(path: Path, pieces: int = 64, size: int = 4096) -> str:
 
 # %% ../../nbs/evaluation/features.ipynb #9edd0f73
 def _read(folder: Path, about: dict):
-    "Cached features and labels of `folder`. Raises `BadInput` when they are damaged or belong to something else."
+    """Cached features and labels of `folder`.
+
+    Raises `BadInput` when they are damaged or belong to something else.
+    """
     repair = f"delete the folder {folder} to compute them again"
     try:
         found = json.loads((folder / "about.json").read_text())
         sums = {name: _sample_hash(folder / name) for name in ("features.npy", "labels.npy")}
         for key in about:
-            if found["about"][key] != about[key]: raise BadInput(f"the cached features are of another {key}: {repair}.")
+            if found["about"][key] != about[key]:
+                raise BadInput(f"the cached features are of another {key}: {repair}.")
         if found["sums"] != sums: raise BadInput(f"the cached features are damaged: {repair}.")
         return tuple(torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in sums)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError): raise BadInput(f"the cached features cannot be read: {repair}.") from None
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        raise BadInput(f"the cached features cannot be read: {repair}.") from None
 
 # %% ../../nbs/evaluation/features.ipynb #dc5a5dcd
 class _Sink:
     "A folder of features that is being written; it appears under its name when it is complete."
     def __init__(self, folder: Path, about: dict, count: int, half: bool):
-        self.folder, self.about, self.count, self.half, self.done, self.out = folder, about, count, half, 0, None
+        self.folder, self.about, self.count, self.half, self.done, self.out = (
+            folder, about, count, half, 0, None)
         self.tmp = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         self.tmp.mkdir(parents=True, exist_ok=True)
 
     def add(self, x: torch.Tensor):
         if self.out is None:
-            self.out = np.lib.format.open_memmap(self.tmp / "features.npy", "w+", np.float16 if self.half else np.float32, (self.count, *x.shape[1:]))
+            self.out = np.lib.format.open_memmap(self.tmp / "features.npy", "w+",
+                                                 np.float16 if self.half else np.float32,
+                                                 (self.count, *x.shape[1:]))
         self.out[self.done:self.done + len(x)] = x.numpy()
         self.done += len(x)
 
@@ -191,15 +248,20 @@ class _Sink:
         self.out.flush()
         self.out = np.save(self.tmp / "labels.npy", labels.numpy())  # (drops the memory map)
         sums = {name: _sample_hash(self.tmp / name) for name in ("features.npy", "labels.npy")}
-        (self.tmp / "about.json").write_text(json.dumps({"about": self.about, "sums": sums}, indent=1))
+        (self.tmp / "about.json").write_text(json.dumps({"about": self.about, "sums": sums},
+                                                        indent=1))
         try: os.replace(self.tmp, self.folder)
         except OSError: shutil.rmtree(self.tmp)  # another process was faster
 
 # %% ../../nbs/evaluation/features.ipynb #aeacdd3d
 def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
-    "Read the images once for each view among `specs`, hand features to `add(spec, x)`, return the labels (N,)."
+    """Read the images once for each view among `specs`, hand features to `add(spec, x)`, return the
+    labels (N,).
+    """
     views = {}
-    for spec in specs: views.setdefault((spec.size, spec.resize, spec.interpolation, spec.positions, spec.half), []).append(spec)
+    for spec in specs:
+        views.setdefault((spec.size, spec.resize, spec.interpolation, spec.positions, spec.half),
+                         []).append(spec)
     for same in views.values():
         labels = []
         for features, y in stream(vit, dataset, same, device, **options):
@@ -217,31 +279,40 @@ def extract_all(
     cache: Path | None = None,       # folder of the cache; None: features/ in the local scratch
     **options,                       # batch_size, workers, progress of `stream`
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    "For each spec features (N, D) float32 (float16 with `half`; (N, L, D) for 'tokens') and labels (N,) int64, from the cache where they are there."
+    """For each spec features (N, D) float32 (float16 with `half`; (N, L, D) for 'tokens') and
+    labels (N,) int64, from the cache where they are there.
+    """
     specs, device = [resolve(spec, vit) for spec in specs], pick_device(str(device))
     if not len(dataset): raise BadInput("the data set has no images; check its folder.")
     if data is None:
         parts = {spec: [] for spec in specs}
-        labels = _pass(vit, dataset, list(parts), device, lambda spec, x: parts[spec].append(x.half() if spec.half else x), **options)
+        labels = _pass(vit, dataset, list(parts), device,
+                       lambda spec, x: parts[spec].append(x.half() if spec.half else x), **options)
         return [(torch.cat(parts[spec]), labels) for spec in specs]
     encoder, folders = encoder_fingerprint(vit), {}
     for spec in specs:
         about = {"encoder": encoder, "data": data, "spec": json.loads(json.dumps(asdict(spec)))}
-        folders[spec] = Path(cache or settings().local / "features") / hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest(), about
-    sinks = {spec: _Sink(folder, about, len(dataset), spec.half) for spec, (folder, about) in folders.items() if not folder.exists()}
+        folders[spec] = Path(cache or settings().local / "features") / hashlib.blake2b(
+            json.dumps(about).encode(), digest_size=8).hexdigest(), about
+    sinks = {spec: _Sink(folder, about, len(dataset), spec.half)
+             for spec, (folder, about) in folders.items() if not folder.exists()}
     if sinks:
-        labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x), **options)
+        labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x),
+                       **options)
         for sink in sinks.values(): sink.close(labels)
     return [_read(*folders[spec]) for spec in specs]
 
 # %% ../../nbs/evaluation/features.ipynb #c51bc009
-def extract(vit, dataset, spec: FeatureSpec = FeatureSpec(), device="auto", data: str | None = None, cache: Path | None = None, **options) -> tuple[torch.Tensor, torch.Tensor]:
+def extract(vit, dataset, spec: FeatureSpec = FeatureSpec(), device="auto", data: str | None = None,
+            cache: Path | None = None, **options) -> tuple[torch.Tensor, torch.Tensor]:
     "`extract_all` for one spec: features (N, D) and labels (N,)."
     return extract_all(vit, dataset, [spec], device, data, cache, **options)[0]
 
 # %% ../../nbs/evaluation/features.ipynb #d2d1b4bc
 def raw_pixels(dataset, side: int = 16, progress: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    "Images shrunk to `side` x `side` (PIL's BOX filter) as (N, side * side * 3) float32 in 0..1, and labels (N,)."
+    """Images shrunk to `side` x `side` (PIL's BOX filter) as (N, side * side * 3) float32 in 0..1,
+    and labels (N,).
+    """
     x, y = np.empty((len(dataset), side * side * 3), np.uint8), np.empty(len(dataset), np.int64)
     for i in track(range(len(dataset)), "pixels", show=progress):
         item = dataset[i]
@@ -250,8 +321,11 @@ def raw_pixels(dataset, side: int = 16, progress: bool = True) -> tuple[torch.Te
     return torch.from_numpy(x).float() / 255, torch.from_numpy(y)
 
 # %% ../../nbs/evaluation/features.ipynb #c3bffd86
-def pixel_features(dataset, side: int = 16, mean: torch.Tensor | None = None, progress: bool = True):
-    "Unit-length pixel features (N, D) with labels (N,) and the `mean` (D,) that was subtracted: pass the training set's for a test set."
+def pixel_features(dataset, side: int = 16, mean: torch.Tensor | None = None,
+                   progress: bool = True):
+    """Unit-length pixel features (N, D) with labels (N,) and the `mean` (D,) that was subtracted:
+    pass the training set's for a test set.
+    """
     x, y = raw_pixels(dataset, side, progress)
     mean = x.mean(0) if mean is None else mean
     return F.normalize(x - mean, dim=1), y, mean

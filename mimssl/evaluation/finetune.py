@@ -25,7 +25,7 @@ from ..data.settings import BadInput, pick_device, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from .features import FeatureSpec, pixel_stats, resolve
 from .lowshot import draw_subset, list_files, mean_and_std, read_subset
-from .probes import fitting_batch
+from .linear import fitting_batch
 from ..parts.draws import Draws
 from ..parts.encoder import resize_positions
 from ..parts.schedules import warmup_cosine
@@ -33,118 +33,169 @@ from ..parts.schedules import warmup_cosine
 # %% ../../nbs/evaluation/finetune.ipynb #0e3fc7f8
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    "How all weights are trained on labels; the fields are part of every metric line."
+    "How all weights are trained on labels; the fields are part of every record."
     epochs: int = 100
     batch: int = 1024
-    base_lr: float = 5e-4              # the real one is base x batch / 256
-    layer_decay: float = .65           # factor on the learning rate from each layer to the one below
-    drop_path: float = .1              # of the last block; linear over depth
-    weight_decay: float = .05          # not on biases, norms, positions and the class token
+    base_lr: float = 5e-4      # the real one is base x batch / 256
+    layer_decay: float = .65   # factor on the learning rate from each layer to the one below
+    drop_path: float = .1      # of the last block; linear over depth
+    weight_decay: float = .05  # not on biases, norms, positions and the class token
     warmup_epochs: float = 5.
-    min_lr: float = 1e-6               # end of the cosine
-    pooling: str = "mean"              # 'mean' of the patch tokens under a new norm, or 'cls': the class token under the encoder's
+    min_lr: float = 1e-6       # end of the cosine
+    # 'mean' of the patch tokens under a new norm, or 'cls': the class token under the encoder's
+    pooling: str = "mean"
     augment: str | None = "rand-m9-mstd0.5-inc1"   # timm's name of a policy
-    erase: float = .25                 # probability that a rectangle becomes noise
-    mixup: float = .8                  # alpha; 0: never
+    erase: float = .25         # probability that a rectangle becomes noise
+    mixup: float = .8          # alpha; 0: never
     cutmix: float = 1.
     smoothing: float = .1
-    frozen: float = 0.                 # share of the blocks, from the first, that stay as they are, with everything below them
-    clip: float | None = None          # largest norm of the gradient
+    # share of the blocks, from the first, that stay as they are, with everything below them
+    frozen: float = 0.
+    clip: float | None = None  # largest norm of the gradient
 
 _LARGE = FinetuneRecipe(50, base_lr=1e-3, layer_decay=.75, drop_path=.2)
-RECIPES = {
-    "mae": FinetuneRecipe(), "mae_l": _LARGE, "mae_h": replace(_LARGE, drop_path=.3),
-    "moca": FinetuneRecipe(base_lr=1e-3, drop_path=.2),
-    "lowshot_1": FinetuneRecipe(50, 512, 3e-5, .75, 0., .4, pooling="cls", augment=None, erase=0., mixup=0., cutmix=0.),
-    "lowshot_10": FinetuneRecipe(50, 256, 1e-3, .75, .3, pooling="cls", frozen=.25),
-}
+RECIPES = {"mae": FinetuneRecipe(),
+           "mae_l": _LARGE,
+           "mae_h": replace(_LARGE, drop_path=.3),
+           "moca": FinetuneRecipe(base_lr=1e-3, drop_path=.2),
+           "lowshot_1": FinetuneRecipe(50, 512, 3e-5, .75, 0., .4, pooling="cls", augment=None,
+                                       erase=0., mixup=0., cutmix=0.),
+           "lowshot_10": FinetuneRecipe(50, 256, 1e-3, .75, .3, pooling="cls", frozen=.25)}
 
 # %% ../../nbs/evaluation/finetune.ipynb #df355dcf
 def finetune_recipe(name: str | FinetuneRecipe, depth: int = 12, **changes) -> FinetuneRecipe:
-    "The recipe `name` with `changes` (None: as it is); 'mae' is that of the size of an encoder of `depth` blocks. Raises `BadInput` for unusable values."
-    if isinstance(name, str) and name not in RECIPES: raise BadInput(f"fine-tuning recipe '{name}' is unknown; use one of {', '.join(RECIPES)}.")
+    """The recipe `name` with `changes` (None: as it is); 'mae' is that of the size of an encoder of
+    `depth` blocks.
+
+    Raises `BadInput` for unusable values.
+    """
+    if isinstance(name, str) and name not in RECIPES:
+        raise BadInput(f"fine-tuning recipe '{name}' is unknown; use one of {', '.join(RECIPES)}.")
     if name == "mae": name = "mae_h" if depth >= 32 else "mae_l" if depth >= 24 else "mae"
     recipe = RECIPES[name] if isinstance(name, str) else name
     r = replace(recipe, **{k: v for k, v in changes.items() if v is not None})
-    if r.epochs < recipe.epochs: r = replace(r, warmup_epochs=min(r.warmup_epochs, recipe.warmup_epochs * r.epochs / recipe.epochs))   # the same share
+    if r.epochs < recipe.epochs:
+        # the same share
+        r = replace(
+            r, warmup_epochs=min(r.warmup_epochs, recipe.warmup_epochs * r.epochs / recipe.epochs))
     for key in ("epochs", "batch", "base_lr", "layer_decay"):
-        if not getattr(r, key) > 0: raise BadInput(f"{key} is {getattr(r, key)}; fine-tuning needs a positive number.")
-    if r.pooling not in ("mean", "cls"): raise BadInput(f"pooling is '{r.pooling}'; fine-tuning knows mean and cls.")
-    if not 0 <= r.drop_path < 1: raise BadInput(f"drop_path is {r.drop_path}; give 0 or more, below 1.")
+        if not getattr(r, key) > 0:
+            raise BadInput(f"{key} is {getattr(r, key)}; fine-tuning needs a positive number.")
+    if r.pooling not in ("mean", "cls"):
+        raise BadInput(f"pooling is '{r.pooling}'; fine-tuning knows mean and cls.")
+    if not 0 <= r.drop_path < 1:
+        raise BadInput(f"drop_path is {r.drop_path}; give 0 or more, below 1.")
     return r
 
 # %% ../../nbs/evaluation/finetune.ipynb #4989e739
-def classifier(vit, num_classes: int, recipe: FinetuneRecipe, size: int | None = None, seed: int = 0):
-    "A trainable copy of the timm ViT `vit` with a linear layer: (B, 3, S, S) -> (B, num_classes). Raises `BadInput` for a missing class token or a wrong size."
-    if recipe.pooling == "cls" and not vit.has_class_token: raise BadInput("pooling cls needs a class token, and this encoder has none; use pooling=mean.")
+def classifier(vit, num_classes: int, recipe: FinetuneRecipe, size: int | None = None,
+               seed: int = 0):
+    """A trainable copy of the timm ViT `vit` with a linear layer: (B, 3, S, S) -> (B, num_classes).
+
+    Raises `BadInput` for a missing class token or a wrong size.
+    """
+    if recipe.pooling == "cls" and not vit.has_class_token:
+        raise BadInput("pooling cls needs a class token, and this encoder has none; use "
+                       "pooling=mean.")
     model = copy.deepcopy(vit).requires_grad_(True)
     if size and (size, size) != tuple(vit.patch_embed.img_size): resize_positions(model, size)
     own = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
-    model.norm, model.fc_norm = nn.Identity(), own if recipe.pooling == "cls" else nn.LayerNorm(vit.embed_dim, eps=1e-6)
-    model.global_pool, model.attn_pool, model.num_classes = {"mean": "avg", "cls": "token"}[recipe.pooling], None, num_classes
+    model.norm, model.fc_norm = (nn.Identity(), own if recipe.pooling == "cls"
+                                 else nn.LayerNorm(vit.embed_dim, eps=1e-6))
+    model.global_pool, model.attn_pool, model.num_classes = (
+        {"mean": "avg", "cls": "token"}[recipe.pooling], None, num_classes)
     model.head = nn.Linear(vit.embed_dim, num_classes)
-    nn.init.trunc_normal_(model.head.weight, std=2e-5, generator=torch.Generator().manual_seed(seed))
+    nn.init.trunc_normal_(model.head.weight, std=2e-5,
+                          generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(model.head.bias)
     depth, fixed = len(model.blocks), int(recipe.frozen * len(model.blocks))
     for i, block in enumerate(model.blocks):
         rate = recipe.drop_path * i / max(1, depth - 1) if i >= fixed else 0.
-        block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity() for _ in range(2))
+        block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity()
+                                              for _ in range(2))
         if i < fixed: block.requires_grad_(False)
     if fixed:
         for name, p in model.named_parameters():
-            if not name.startswith(("blocks.", "fc_norm.", "head.")): p.requires_grad_(False)   # patch embedding, positions, class token
+            # patch embedding, positions, class token
+            if not name.startswith(("blocks.", "fc_norm.", "head.")): p.requires_grad_(False)
     return model.train()
 
 # %% ../../nbs/evaluation/finetune.ipynb #bba1eabf
 def parameter_groups(model, recipe: FinetuneRecipe) -> list[dict]:
-    "timm's parameter groups of a `classifier`: `params`, `lr_scale` (layer decay) and `weight_decay`, for an optimiser."
-    return param_groups_layer_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=recipe.layer_decay)
+    """timm's parameter groups of a `classifier`: `params`, `lr_scale` (layer decay) and
+    `weight_decay`, for an optimiser.
+    """
+    return param_groups_layer_decay(model, recipe.weight_decay,
+                                    no_weight_decay_list=model.no_weight_decay(),
+                                    layer_decay=recipe.layer_decay)
 
 # %% ../../nbs/evaluation/finetune.ipynb #02792edf
 def lr_at(recipe: FinetuneRecipe, epoch: float) -> float:
     "Learning rate of the last layer at a (fractional) epoch."
-    return warmup_cosine(epoch, recipe.epochs, recipe.warmup_epochs, recipe.base_lr * recipe.batch / 256, end=recipe.min_lr)
+    return warmup_cosine(epoch, recipe.epochs, recipe.warmup_epochs,
+                         recipe.base_lr * recipe.batch / 256, end=recipe.min_lr)
 
 # %% ../../nbs/evaluation/finetune.ipynb #dc46118f
 def train_view(size: int, recipe: FinetuneRecipe, stats: tuple):
-    "timm's training view: PIL RGB -> (3, size, size) float32, normalised with `stats` = (mean, std)."
-    view = create_transform(size, is_training=True, color_jitter=None, auto_augment=recipe.augment, interpolation="bicubic",
-                            re_prob=recipe.erase, re_mode="pixel", re_count=1, mean=stats[0], std=stats[1])
-    for op in (op for step in view.transforms for op in getattr(step, "ops", ()) if op.name.startswith("Posterize")): op.aug_fn = _posterize
+    """timm's training view: PIL RGB -> (3, size, size) float32, normalised with `stats` = (mean,
+    std).
+    """
+    view = create_transform(size, is_training=True, color_jitter=None, auto_augment=recipe.augment,
+                            interpolation="bicubic", re_prob=recipe.erase, re_mode="pixel",
+                            re_count=1, mean=stats[0], std=stats[1])
+    for op in (op for step in view.transforms
+               for op in getattr(step, "ops", ()) if op.name.startswith("Posterize")):
+        op.aug_fn = _posterize
     return view
 
 def _posterize(image, bits: int, **_):
-    "timm's posterize; RandAugment of strength 9 at times keeps 0 bits, which was a black picture when the papers were written and is an error in today's Pillow."
+    """timm's posterize; RandAugment of strength 9 at times keeps 0 bits, which was a black picture
+    when the papers were written and is an error in today's Pillow.
+    """
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 def central_view(size: int, stats: tuple):
-    "The central crop of a test image: shorter side 8/7 of `size` (exactly `size` above 224 pixels, as MAE), bicubic."
-    return v2.Compose([*eval_view(size, size if size > 224 else None).transforms[:-1], v2.Normalize(*stats)])
+    """The central crop of a test image: shorter side 8/7 of `size` (exactly `size` above 224
+    pixels, as MAE), bicubic.
+    """
+    return v2.Compose([*eval_view(size, size if size > 224 else None).transforms[:-1],
+                       v2.Normalize(*stats)])
 
 def batches(dataset, view, batch: int, seed: int, epoch: int, workers: int, train: bool):
-    "Yield images (B, 3, h, w) and labels (B,): shuffled, without the incomplete last batch, for training; in order for a test."
+    """Yield images (B, 3, h, w) and labels (B,): shuffled, without the incomplete last batch, for
+    training; in order for a test.
+    """
     data = ViewDataset(dataset, {"global": [view]}, seed, epoch)
     order = epoch_order(len(data), seed, epoch).tolist() if train else range(len(data))
-    loader = DataLoader(data, batch, sampler=order, drop_last=train, num_workers=workers, collate_fn=collate_views, pin_memory=torch.accelerator.is_available())
+    loader = DataLoader(data, batch, sampler=order, drop_last=train, num_workers=workers,
+                        collate_fn=collate_views, pin_memory=torch.accelerator.is_available())
     for found in loader: yield found["global"][0], found["label"]
 
 # %% ../../nbs/evaluation/finetune.ipynb #cb6005b1
 def mixer(recipe: FinetuneRecipe, num_classes: int):
-    "A function (images, labels, key) -> images (B, 3, h, w) mixed as drawn from `key`, target probabilities (B, C)."
-    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes) if recipe.mixup or recipe.cutmix else None
+    """A function (images, labels, key) -> images (B, 3, h, w) mixed as drawn from `key`, target
+    probabilities (B, C).
+    """
+    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing,
+                num_classes=num_classes) if recipe.mixup or recipe.cutmix else None
     def run(images, labels, key):
         if mix is None: return images, mixup_target(labels, num_classes, smoothing=recipe.smoothing)
         with seeded("mix", *key): return mix(images, labels)
     return run
 
 # %% ../../nbs/evaluation/finetune.ipynb #75a2cfd3
-def train_step(model, optimiser, images, target, lr: float, draws: Draws, clip: float | None = None, piece: int = 256) -> torch.Tensor:
-    "One step on images (B, 3, h, w) with probabilities (B, C); returns the loss (a tensor without gradient)."
+def train_step(model, optimiser, images, target, lr: float, draws: Draws, clip: float | None = None,
+               piece: int = 256) -> torch.Tensor:
+    """One step on images (B, 3, h, w) with probabilities (B, C); returns the loss (a tensor without
+    gradient).
+    """
     for group in optimiser.param_groups: group["lr"] = lr * group["lr_scale"]
     optimiser.zero_grad()
     total = 0.
     for i, (x, t) in enumerate(zip(images.split(piece), target.split(piece))):
-        with draws.scope(f"drop_path{i}"), torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type != "cpu"): logits = model(x)
+        with (draws.scope(f"drop_path{i}"),
+              torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type != "cpu")):
+            logits = model(x)
         loss = SoftTargetCrossEntropy()(logits.float(), t) * len(x) / len(images)
         loss.backward()
         total = total + loss.detach()
@@ -154,12 +205,16 @@ def train_step(model, optimiser, images, target, lr: float, draws: Draws, clip: 
 
 @torch.no_grad()
 def ranks(model, loader, device) -> torch.Tensor:
-    "How many classes score above the right one, for each test image: (Q,) int64; the number of classes where the scores are no numbers."
+    """How many classes score above the right one, for each test image: (Q,) int64; the number of
+    classes where the scores are no numbers.
+    """
     found = []
     for images, labels in loader:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"): logits = model(images.to(device, non_blocking=True)).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            logits = model(images.to(device, non_blocking=True)).float()
         own = logits.gather(1, labels.to(device)[:, None])   # (B, 1)
-        found.append(torch.where(own[:, 0].isfinite(), (logits > own).sum(1), logits.shape[1]).cpu())
+        found.append(torch.where(own[:, 0].isfinite(), (logits > own).sum(1),
+                                 logits.shape[1]).cpu())
     return torch.cat(found)
 
 # %% ../../nbs/evaluation/finetune.ipynb #6b1c1580
@@ -174,75 +229,123 @@ class FinetuneResult:
     curve: list          # test top-1 after each epoch
     losses: list         # mean training loss of each epoch
 
+# %% ../../nbs/evaluation/finetune.ipynb #6258abeb
 def finetune(
-    vit,                            # a timm VisionTransformer; it stays as it is
-    train, test,                    # data sets of classes: items with 'image' (PIL RGB) and 'label'; `targets`
+    vit,          # a timm VisionTransformer; it stays as it is
+    train, test,  # data sets of classes: items with 'image' (PIL RGB) and 'label'; `targets`
     recipe: FinetuneRecipe,
     rows: torch.Tensor | None = None,   # (n,) training images to use; None: all
     size: int | None = None,        # side of the crops in pixels; None: the encoder's own
     device="auto", seed: int = 0, workers: int | None = None, progress: bool = True,
 ) -> FinetuneResult:
-    "Train every weight of a copy of `vit` and judge it. Raises `BadInput` for data or a batch that cannot be used, and when the loss is no number."
+    """Train every weight of a copy of `vit` and evaluate it.
+
+    Raises `BadInput` for data or a batch that cannot be used, and when the loss is no number.
+    """
     device, workers = pick_device(str(device)), settings().workers if workers is None else workers
-    num_classes, data = _checked(train, test, rows, recipe), train if rows is None else Subset(train, rows.tolist())
+    num_classes, data = (_checked(train, test, rows, recipe),
+                         train if rows is None else Subset(train, rows.tolist()))
     size, stats = size or vit.patch_embed.img_size[0], pixel_stats(vit)
     model = classifier(vit, num_classes, recipe, size, seed).to(device)
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(.9, .999))
-    mix, view, steps, curve, losses = mixer(recipe, num_classes), train_view(size, recipe, stats), len(data) // recipe.batch, [], []
+    mix, view, steps, curve, losses = (mixer(recipe, num_classes), train_view(size, recipe, stats),
+                                       len(data) // recipe.batch, [], [])
     for epoch in track(range(recipe.epochs), "fine-tuning", "epochs", progress):
         model.train(); loss = 0.
-        for i, (images, labels) in enumerate(batches(data, view, recipe.batch, seed, epoch, workers, True)):
-            images, target = mix(images.to(device, non_blocking=True), labels.to(device), (seed, epoch, i))
-            loss = loss + train_step(model, optimiser, images, target, lr_at(recipe, epoch + i / steps), Draws(seed, epoch * steps + i), recipe.clip) / steps
+        for i, (images,
+                labels) in enumerate(batches(data, view, recipe.batch, seed, epoch, workers, True)):
+            images, target = mix(images.to(device, non_blocking=True), labels.to(device),
+                                 (seed, epoch, i))
+            loss = loss + train_step(model, optimiser, images,
+                                     target, lr_at(recipe, epoch + i / steps),
+                                     Draws(seed, epoch * steps + i), recipe.clip) / steps
         losses.append(float(loss))
-        if not math.isfinite(losses[-1]): raise BadInput(f"the loss of epoch {epoch + 1} is {losses[-1]}; lower base_lr ({recipe.base_lr}) or set clip.")
-        rank = ranks(model.eval(), batches(test, central_view(size, stats), 256, seed, 0, workers, False), device)
+        if not math.isfinite(losses[-1]):
+            raise BadInput(f"the loss of epoch {epoch + 1} is {losses[-1]}; lower base_lr "
+                           f"({recipe.base_lr}) or set clip.")
+        rank = ranks(model.eval(),
+                     batches(test, central_view(size, stats), 256, seed, 0, workers, False), device)
         curve.append(100 * (rank < 1).double().mean().item())
     best = curve.index(max(curve))
-    return FinetuneResult(curve[-1], 100 * (rank < 5).double().mean().item(), curve[best], best + 1, rank < 1, curve, losses)
+    return FinetuneResult(curve[-1], 100 * (rank < 5).double().mean().item(), curve[best], best + 1,
+                          rank < 1, curve, losses)
 
+# %% ../../nbs/evaluation/finetune.ipynb #a9d399ad
 def _checked(train, test, rows, recipe: FinetuneRecipe) -> int:
     "The number of classes, after refusing what cannot be trained on."
     for data in (train, test):
-        if not hasattr(data, "targets"): raise BadInput("fine-tuning needs a data set of class folders, and this one has no classes.")
+        if not hasattr(data, "targets"):
+            raise BadInput("fine-tuning needs a data set of class folders, and this one has no "
+                           "classes.")
     labels = torch.tensor(train.targets) if rows is None else torch.tensor(train.targets)[rows]
     missing = set(test.targets) - set(labels.tolist())
-    if missing: raise BadInput(f"class {min(missing)} is in the test split but has no training image; add some or drop the class.")
-    if recipe.batch < 1: raise BadInput(f"batch is {recipe.batch}; fine-tuning needs a positive number.")
-    if recipe.batch > len(labels): raise BadInput(f"batch is {recipe.batch} but there are {len(labels)} training images; choose a smaller batch.")
-    if recipe.batch % 2 and (recipe.mixup or recipe.cutmix): raise BadInput(f"batch is {recipe.batch}, and Mixup pairs images; choose an even batch, or set mixup and cutmix to 0.")
+    if missing:
+        raise BadInput(f"class {min(missing)} is in the test split but has no training image; add "
+                       f"some or drop the class.")
+    if recipe.batch < 1:
+        raise BadInput(f"batch is {recipe.batch}; fine-tuning needs a positive number.")
+    if recipe.batch > len(labels):
+        raise BadInput(f"batch is {recipe.batch} but there are {len(labels)} training images; "
+                       f"choose a smaller batch.")
+    if recipe.batch % 2 and (recipe.mixup or recipe.cutmix):
+        raise BadInput(f"batch is {recipe.batch}, and Mixup pairs images; choose an even batch, or "
+                       f"set mixup and cutmix to 0.")
     return int(max(labels.max(), max(test.targets))) + 1
 
 # %% ../../nbs/evaluation/finetune.ipynb #e4aa954e
 def eval_finetune(
-    bench, spec=None, recipe: str = "mae",
-    epochs: int | None = None, batch: int | None = None, base_lr: float | None = None, layer_decay: float | None = None,   # None: the recipe's
-    drop_path: float | None = None, pooling: str | None = None, clip: float | None = None,
-    fraction: float = 1.,           # of the labels of each class
-    lists: str | None = None,       # a published list of images, or a folder of them; None: three drawn subsets
-    size: int | None = None,        # side of the crops in pixels; None: the encoder's own
+    bench,
+    spec=None,
+    recipe: str = "mae",
+    epochs: int | None = None,
+    batch: int | None = None,
+    base_lr: float | None = None,
+    layer_decay: float | None = None,  # None: the recipe's
+    drop_path: float | None = None,
+    pooling: str | None = None,
+    clip: float | None = None,
+    fraction: float = 1.,  # of the labels of each class
+    # a published list of images, or a folder of them; None: three drawn subsets
+    lists: str | None = None,
+    size: int | None = None,  # side of the crops in pixels; None: the encoder's own
 ) -> list[tuple]:
-    "Fine-tuning: top1 and top5 after the last epoch, top1_paper of the best on the test images; with a fraction of the labels also top1_std over the subsets."
+    """Fine-tuning: top1 and top5 after the last epoch, top1_paper of the best on the test images;
+    with a fraction of the labels also top1_std over the subsets.
+    """
     if bench.vit is None: raise BadInput("raw pixels have no encoder to fine-tune.")
-    if not 0 < fraction <= 1: raise BadInput(f"fraction is {fraction}; give a share of the labels, above 0 and up to 1.")
-    r = finetune_recipe(recipe, len(bench.vit.blocks), epochs=epochs, base_lr=base_lr, layer_decay=layer_decay, drop_path=drop_path, pooling=pooling, clip=clip)
+    if not 0 < fraction <= 1:
+        raise BadInput(f"fraction is {fraction}; give a share of the labels, above 0 and up to 1.")
+    r = finetune_recipe(recipe, len(bench.vit.blocks), epochs=epochs, base_lr=base_lr,
+                        layer_decay=layer_decay, drop_path=drop_path, pooling=pooling, clip=clip)
     resolve(FeatureSpec(pooling=r.pooling, size=size), bench.vit)
     train, test = bench.data("train"), copy.copy(bench.data("test"))
     labels, found = bench.matched_labels()
     test.targets = found.tolist()                     # in the numbers of the training folders
-    if lists: subsets = [read_subset(path, train.files, labels) for path in ([Path(lists)] if Path(lists).is_file() else list_files(lists, fraction))]
-    else: subsets = [draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1 else [torch.arange(len(labels))]
+    if lists:
+        subsets = [
+            read_subset(path, train.files, labels)
+            for path in ([Path(lists)] if Path(lists).is_file() else list_files(lists, fraction))]
+    else:
+        subsets = ([draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1
+                   else [torch.arange(len(labels))])
     r = replace(r, batch=fitting_batch(r.batch, len(subsets[0])) if batch is None else batch)
     for rows in subsets: _checked(train, test, rows, r)
     bench.begin()
-    found = [finetune(bench.vit, train, test, r, rows, size, bench.device, bench.seed, **bench.options) for rows in subsets]
-    protocol = asdict(r) | dict(recipe=recipe, size=size or bench.vit.patch_embed.img_size[0], fraction=fraction, subsets=len(found), seed=bench.seed,
-                                labels=("published" if lists else "drawn") if fraction < 1 or lists else "all", precision="fp32" if bench.device.type == "cpu" else "bf16")
-    def lines(metric: str, selection: str, *images):
+    found = [
+        finetune(bench.vit, train, test, r, rows, size, bench.device, bench.seed, **bench.options)
+        for rows in subsets]
+    protocol = asdict(r) | dict(recipe=recipe, size=size or bench.vit.patch_embed.img_size[0],
+                                fraction=fraction, subsets=len(found), seed=bench.seed,
+                                labels=("published" if lists else "drawn") if fraction < 1
+                                or lists else "all",
+                                precision="fp32" if bench.device.type == "cpu" else "bf16")
+    def records(metric: str, selection: str, *images):
         "A score over the subsets, with its standard deviation where there are several."
         values = [getattr(f, metric) for f in found]
-        (mean, std), how = mean_and_std(values), protocol | dict(selection=selection) | (dict(chosen_by_subset=values) if len(values) > 1 else {})
-        return [(metric, mean, len(found[0].right), how, *images)] + ([(f"{metric}_std", std, len(found[0].right), how)] if len(values) > 1 else [])
+        (mean, std), how = (mean_and_std(values), protocol | dict(selection=selection)
+                            | (dict(chosen_by_subset=values) if len(values) > 1 else {}))
+        return [(metric, mean, len(found[0].right), how, *images)] + (
+            [(f"{metric}_std", std, len(found[0].right), how)] if len(values) > 1 else [])
     right = torch.stack([f.right for f in found]).double().mean(0)   # (Q,)
-    top5 = lines("top5", "last epoch") if len(labels.unique()) >= 5 else []
-    return lines("top1", "last epoch", right) + top5 + lines("top1_paper", "test")
+    top5 = records("top5", "last epoch") if len(labels.unique()) >= 5 else []
+    return records("top1", "last epoch", right) + top5 + records("top1_paper", "test")

@@ -14,12 +14,15 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/evaluation/knn.ipynb #47b243a6
 def fast_topk(scores: torch.Tensor, k: int, block: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    "The `k` largest of each row of (Q, N), descending, and their positions: as `scores.topk(k)`, faster for large N."
+    """The `k` largest of each row of (Q, N), descending, and their positions: as `scores.topk(k)`,
+    faster for large N.
+    """
     Q, N = scores.shape
     if N < 4 * k * block: return scores.topk(k)
     scores = F.pad(scores, (0, -N % block), value=-torch.inf)
     best = scores.view(Q, -1, block).amax(2).topk(k, dim=1, sorted=False).indices  # (Q, k) blocks
-    among = (best[:, :, None] * block + torch.arange(block, device=best.device)).flatten(1)  # (Q, k * block) positions
+    # (Q, k * block) positions
+    among = (best[:, :, None] * block + torch.arange(block, device=best.device)).flatten(1)
     values, place = scores.gather(1, among).topk(k, dim=1)
     return values, among.gather(1, place)
 
@@ -32,8 +35,10 @@ def first_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     if tied.any():
         rows, least = scores[tied], values[tied, -1:]
         above, equal = rows > least, rows == least
-        chosen = above | equal & (equal.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True))   # k of each row
-        where = chosen.nonzero()[:, 1].view(-1, k)                                                        # ascending
+        # k of each row
+        chosen = above | equal & (equal.cumsum(1,
+                                               dtype=torch.int32) <= k - above.sum(1, keepdim=True))
+        where = chosen.nonzero()[:, 1].view(-1, k)  # ascending
         values[tied], order = rows.gather(1, where).sort(dim=1, descending=True, stable=True)
         index[tied] = where.gather(1, order)
     return values, index
@@ -50,78 +55,110 @@ def nearest(
     gallery: torch.Tensor,           # (N, D)
     k: int,
     device="cpu",
-    leave_one_out: bool = False,     # queries and gallery are the same; an item is not its own neighbour
+    # queries and gallery are the same; an item is not its own neighbour
+    leave_one_out: bool = False,
     prepare=unit,                    # applied to each piece of both
     piece: int = 32_768,             # gallery rows at a time
-    tile: int | None = None,         # queries at a time; None: 64 on a CPU (the tile stays in cache), 2048 elsewhere
+    # queries at a time; None: 64 on a CPU (the tile stays in cache), 2048 elsewhere
+    tile: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "Similarities (Q, k), descending, and gallery indices (Q, k) int64, the lower first where similarities are equal. Raises `BadInput` when the gallery has too few rows."
+    """Similarities (Q, k), descending, and gallery indices (Q, k) int64, the lower first where
+    similarities are equal. Raises `BadInput` when the gallery has too few rows.
+    """
     N, Q, device = len(gallery), len(queries), torch.device(device)
-    if N - leave_one_out < k: raise BadInput(f"k is {k} but only {N - leave_one_out} images can be neighbours; choose a smaller k or more images.")
+    if N - leave_one_out < k:
+        raise BadInput(f"k is {k} but only {N - leave_one_out} images can be neighbours; choose a "
+                       f"smaller k or more images.")
     tile = tile or (64 if device.type == "cpu" else 2048)
-    values, index = torch.full((Q, k), -torch.inf, device=device), torch.zeros(Q, k, dtype=torch.long, device=device)
+    values, index = (torch.full((Q, k), -torch.inf, device=device),
+                     torch.zeros(Q, k, dtype=torch.long, device=device))
     for g in range(0, N, piece):
         columns = prepare(gallery[g:g + piece].to(device)).T  # (D, n)
         for q in range(0, Q, tile):
             scores = prepare(queries[q:q + tile].to(device)) @ columns  # (tile, n)
-            if leave_one_out: scores[torch.arange(q, q + len(scores), device=device)[:, None] == torch.arange(g, g + columns.shape[1], device=device)] = -torch.inf
+            if leave_one_out:
+                scores[torch.arange(q, q + len(scores), device=device)[:, None] == torch.arange(
+                    g, g + columns.shape[1], device=device)] = -torch.inf
             found, where = first_topk(scores, min(k, scores.shape[1]))
-            merged, order = torch.cat([values[q:q + tile], found], 1).sort(dim=1, descending=True, stable=True)
-            values[q:q + tile], index[q:q + tile] = merged[:, :k], torch.cat([index[q:q + tile], where + g], 1).gather(1, order[:, :k])
+            merged, order = torch.cat([values[q:q + tile], found],
+                                      1).sort(dim=1, descending=True, stable=True)
+            values[q:q + tile], index[q:q + tile] = (
+                merged[:, :k], torch.cat([index[q:q + tile], where + g], 1).gather(1, order[:, :k]))
     return values, index
 
 # %% ../../nbs/evaluation/knn.ipynb #008de395
-def class_votes(values: torch.Tensor, labels: torch.Tensor, num_classes: int, temperature: float = 0.07) -> torch.Tensor:
+def class_votes(values: torch.Tensor, labels: torch.Tensor, num_classes: int,
+                temperature: float = 0.07) -> torch.Tensor:
     "Votes (Q, C) float64 from the neighbours' similarities (Q, k) and labels (Q, k)."
     weights = (values.double() / temperature).exp()
-    return torch.zeros(len(values), num_classes, dtype=torch.float64, device=values.device).scatter_add_(1, labels, weights)
+    return torch.zeros(len(values), num_classes, dtype=torch.float64,
+                       device=values.device).scatter_add_(1, labels, weights)
 
 # %% ../../nbs/evaluation/knn.ipynb #24e373f1
 @torch.no_grad()
 def knn_accuracy(
-    values: torch.Tensor, neighbours: torch.Tensor,  # similarities and labels of the neighbours (Q, k max)
+    # similarities and labels of the neighbours (Q, k max)
+    values: torch.Tensor, neighbours: torch.Tensor,
     labels: torch.Tensor,                            # (Q,)
     num_classes: int,
     ks=(10, 20, 100, 200),
     temperatures=(0.07,),
     chunk: int = 1024,
 ) -> list[dict]:
-    "For each k and temperature: dict of k, temperature, `right` ((Q,) bool), top1 and (from five classes on) top5, in percent."
+    """For each k and temperature: dict of k, temperature, `right` ((Q,) bool), top1 and (from five
+    classes on) top5, in percent.
+    """
     rows, labels = [], labels.to(values.device)
     for k in ks:
         for temperature in temperatures:
             hits = []
             for i in range(0, len(labels), chunk):
-                votes = class_votes(values[i:i + chunk, :k], neighbours[i:i + chunk, :k], num_classes, temperature)
-                found = votes.topk(min(5, k, num_classes), dim=1).indices == labels[i:i + chunk, None]
+                votes = class_votes(values[i:i + chunk, :k], neighbours[i:i + chunk, :k],
+                                    num_classes, temperature)
+                found = votes.topk(min(5, k, num_classes),
+                                   dim=1).indices == labels[i:i + chunk, None]
                 hits.append(torch.stack([found[:, 0], found.any(1)]).cpu())
             hits = torch.cat(hits, 1)  # (2, Q)
             top1, top5 = (100 * hits.double().mean(1)).tolist()
-            rows.append(dict(k=k, temperature=temperature, right=hits[0], top1=top1) | (dict(top5=top5) if num_classes >= 5 else {}))
+            rows.append(dict(k=k, temperature=temperature, right=hits[0],
+                             top1=top1) | (dict(top5=top5) if num_classes >= 5 else {}))
     return rows
 
 # %% ../../nbs/evaluation/knn.ipynb #f8c6fd54
 def _check(train, train_labels, test, test_labels):
     "Refuse features that do not belong together."
-    if train.ndim != 2 or test.ndim != 2: raise BadInput(f"k-NN needs one vector an image; these features have shape {tuple(train.shape)}: choose pooling cls or mean.")
-    if train.shape[1] != test.shape[1]: raise BadInput(f"train and test features have {train.shape[1]} and {test.shape[1]} entries; extract both with one encoder and spec.")
+    if train.ndim != 2 or test.ndim != 2:
+        raise BadInput(f"k-NN needs one vector an image; these features have shape "
+                       f"{tuple(train.shape)}: choose pooling cls or mean.")
+    if train.shape[1] != test.shape[1]:
+        raise BadInput(f"train and test features have {train.shape[1]} and {test.shape[1]} "
+                       f"entries; extract both with one encoder and spec.")
     if not len(test): raise BadInput("there are no test images to classify.")
-    if min(train_labels.min(), test_labels.min()) < 0: raise BadInput("some images have no label; k-NN needs a data set of classes.")
+    if min(train_labels.min(), test_labels.min()) < 0:
+        raise BadInput("some images have no label; k-NN needs a data set of classes.")
 
 def check_votes(ks, temperatures, gallery: int):
-    "Raises `BadInput` for numbers of neighbours that `gallery` images cannot give, or temperatures that are not positive."
-    if not ks or min(ks) < 1: raise BadInput(f"ks is {list(ks)}; give numbers of neighbours, 1 or more.")
-    if max(ks) > gallery: raise BadInput(f"k is {max(ks)} but only {gallery} images can be neighbours; choose a smaller k or more images.")
-    if not temperatures or min(temperatures) <= 0: raise BadInput(f"the temperatures are {list(temperatures)}; give numbers above 0.")
+    """Raises `BadInput` for numbers of neighbours that `gallery` images cannot give, or
+    temperatures that are not positive.
+    """
+    if not ks or min(ks) < 1:
+        raise BadInput(f"ks is {list(ks)}; give numbers of neighbours, 1 or more.")
+    if max(ks) > gallery:
+        raise BadInput(f"k is {max(ks)} but only {gallery} images can be neighbours; choose a "
+                       f"smaller k or more images.")
+    if not temperatures or min(temperatures) <= 0:
+        raise BadInput(f"the temperatures are {list(temperatures)}; give numbers above 0.")
 
-def knn(train, train_labels, test, test_labels, ks=(10, 20, 100, 200), temperatures=(0.07,), standardise: bool = False, device="cpu") -> list[dict]:
+def knn(train, train_labels, test, test_labels, ks=(10, 20, 100, 200), temperatures=(0.07,),
+        standardise: bool = False, device="cpu") -> list[dict]:
     "Weighted k-NN of test features (Q, D) in the train features (N, D); rows as `knn_accuracy`."
     _check(train, train_labels, test, test_labels)
     check_votes(ks, temperatures, len(train))
     prepare = standardiser(train) if standardise else unit
     values, index = nearest(test, train, max(ks), device, prepare=prepare)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    return knn_accuracy(values, train_labels.to(device)[index], test_labels, num_classes, ks, temperatures)
+    return knn_accuracy(values, train_labels.to(device)[index], test_labels, num_classes, ks,
+                        temperatures)
 
 # %% ../../nbs/evaluation/knn.ipynb #5952d003
 def standardiser(train: torch.Tensor, eps: float = 1e-5, piece: int = 65_536):
@@ -129,7 +166,8 @@ def standardiser(train: torch.Tensor, eps: float = 1e-5, piece: int = 65_536):
     total, square = (torch.zeros(train.shape[1], dtype=torch.float64) for _ in range(2))
     for i in range(0, len(train), piece): total += train[i:i + piece].double().sum(0)
     mean = total / len(train)
-    for i in range(0, len(train), piece): square += (train[i:i + piece].double() - mean).square().sum(0)
+    for i in range(0, len(train), piece):
+        square += (train[i:i + piece].double() - mean).square().sum(0)
     mean, std = mean.float(), (square / (len(train) - 1)).sqrt().float() + eps
     return lambda x: unit((x.float() - mean.to(x.device)) / std.to(x.device))
 
@@ -143,30 +181,37 @@ class KnnVariant:
     temperatures: tuple = (0.07,)
     standardise: bool = False
 
-KNN_VARIANTS = {
-    "dino": KnnVariant(),
-    "dinov2": KnnVariant(),
-    "moca": KnnVariant("mean", ks=(10, 20), temperatures=tuple(round(0.01 * i, 2) for i in range(3, 21))),
-    "mae_ct": KnnVariant(norm=False, ks=(10,), standardise=True),
-}
+KNN_VARIANTS = {"dino": KnnVariant(), "dinov2": KnnVariant(), "moca": KnnVariant(
+    "mean", ks=(10, 20), temperatures=tuple(round(0.01 * i, 2) for i in range(3, 21))),
+                "mae_ct": KnnVariant(norm=False, ks=(10,), standardise=True)}
 
 # %% ../../nbs/evaluation/knn.ipynb #60264f92
-def knn_sweep(train, train_labels, test, test_labels, ks=(10, 20), temperatures=KNN_VARIANTS["moca"].temperatures, seed: int = 0, device="cpu", **options) -> dict:
-    "Per k: `top1` (and `right`, (Q,) bool) at the temperature that is best on held-out training images, and `top1_paper`, the best on the test images."
+def knn_sweep(train, train_labels, test, test_labels, ks=(10, 20),
+              temperatures=KNN_VARIANTS["moca"].temperatures, seed: int = 0, device="cpu",
+              **options) -> dict:
+    """Per k: `top1` (and `right`, (Q,) bool) at the temperature that is best on held-out training
+    images, and `top1_paper`, the best on the test images.
+    """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    held, rest = order[:max(1, len(order) // 10)].sort().values, order[max(1, len(order) // 10):].sort().values
-    chosen = knn(train[rest], train_labels[rest], train[held], train_labels[held], ks, temperatures, device=device, **options)
+    held, rest = (order[:max(1, len(order) // 10)].sort().values,
+                  order[max(1, len(order) // 10):].sort().values)
+    chosen = knn(train[rest], train_labels[rest], train[held], train_labels[held], ks, temperatures,
+                 device=device, **options)
     tested = knn(train, train_labels, test, test_labels, ks, temperatures, device=device, **options)
-    best = lambda rows, k: max((row for row in rows if row["k"] == k), key=lambda row: row["top1"])  # first of equals
+    # first of equals
+    best = lambda rows, k: max((row for row in rows if row["k"] == k), key=lambda row: row["top1"])
     out = {}
     for k in ks:
         T, paper = best(chosen, k)["temperature"], best(tested, k)
         here = next(row for row in tested if (row["k"], row["temperature"]) == (k, T))
-        out[k] = dict(top1=here["top1"], temperature=T, right=here["right"], top1_paper=paper["top1"], temperature_paper=paper["temperature"])
+        out[k] = dict(top1=here["top1"], temperature=T, right=here["right"],
+                      top1_paper=paper["top1"], temperature_paper=paper["temperature"])
     return out
 
 # %% ../../nbs/evaluation/knn.ipynb #3f6b5952
 def nearest_neighbour(features: torch.Tensor, labels: torch.Tensor, device="cpu") -> float:
-    "Leave-one-out 1-NN accuracy in percent inside one set of features (N, D) [Latent MIM, eval_knn]."
+    """Leave-one-out 1-NN accuracy in percent inside one set of features (N, D) [Latent MIM,
+    eval_knn].
+    """
     index = nearest(features, features, 1, device, leave_one_out=True)[1][:, 0].cpu()
     return 100 * (labels[index] == labels).double().mean().item()

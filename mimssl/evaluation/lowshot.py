@@ -21,15 +21,22 @@ def draw_subset(
     shots: int | float,       # images a class, or (below 1) a share of each class
     subset: int,              # 1, 2 or 3
 ) -> torch.Tensor:
-    "Rows (n,) of a fixed low-shot subset, sorted. Raises `BadInput` for a class with too few images."
-    if shots <= 0 or (shots > 1 and shots != int(shots)): raise BadInput(f"shots is {shots}; give images a class (1, 2, 5) or a share below 1 (0.01).")
+    """Rows (n,) of a fixed low-shot subset, sorted.
+
+    Raises `BadInput` for a class with too few images.
+    """
+    if shots <= 0 or (shots > 1 and shots != int(shots)):
+        raise BadInput(f"shots is {shots}; give images a class (1, 2, 5) or a share below 1 "
+                       f"(0.01).")
     rows = []
     for c in range(int(labels.max()) + 1):
         members = (labels == c).nonzero()[:, 0]
         count = int(shots) if shots >= 1 else max(1, round(shots * len(members)))
         if len(members) < max(count, 1):
-            raise BadInput(f"class {c} has {len(members)} training images, but a low-shot subset needs {count} of each class; lower the shots or complete the class.")
-        order = torch.randperm(len(members), generator=torch.Generator().manual_seed(key_seed("lowshot", subset, c)))
+            raise BadInput(f"class {c} has {len(members)} training images, but a low-shot subset "
+                           f"needs {count} of each class; lower the shots or complete the class.")
+        order = torch.randperm(
+            len(members), generator=torch.Generator().manual_seed(key_seed("lowshot", subset, c)))
         rows.append(members[order[:count]])
     return torch.cat(rows).sort().values
 
@@ -39,25 +46,35 @@ def read_subset(
     files: list[Path],        # of the training images, in the order of the features
     labels: torch.Tensor,     # (N,)
 ) -> torch.Tensor:
-    "Rows (n,) of the images that a list names. Raises `BadInput` for an unknown image or a class without one."
-    if not Path(path).is_file(): raise BadInput(f"{path}: no such list of images; give the folder that holds imagenet_subsets1 and the others.")
+    """Rows (n,) of the images that a list names.
+
+    Raises `BadInput` for an unknown image or a class without one.
+    """
+    if not Path(path).is_file():
+        raise BadInput(f"{path}: no such list of images; give the folder that holds "
+                       f"imagenet_subsets1 and the others.")
     rows, found, keys = {}, [], lambda f: (f"{f.parent.name}/{f.stem}", f.stem)
     for i, f in enumerate(files):
         for key in keys(Path(f)): rows[key] = None if key in rows else i  # None: not unique
     for line in filter(None, map(str.strip, Path(path).read_text().splitlines())):
         row = next((rows[key] for key in keys(Path(line)) if rows.get(key) is not None), None)
-        if row is None: raise BadInput(f"{path}: names the image '{line}', which is not (or not only once) in the training set; use the list of this data set.")
+        if row is None:
+            raise BadInput(f"{path}: names the image '{line}', which is not (or not only once) in "
+                           f"the training set; use the list of this data set.")
         found.append(row)
     found = torch.tensor(found, dtype=torch.long)
     missing = set(range(int(labels.max()) + 1)) - set(labels[found].tolist())
-    if missing: raise BadInput(f"{path}: has no image of class {min(missing)}; every class needs one.")
+    if missing:
+        raise BadInput(f"{path}: has no image of class {min(missing)}; every class needs one.")
     return found
 
 def list_files(folder, shots: int | float) -> list[Path]:
     "The published lists for `shots` below `folder`, in MSN's layout: up to three."
     name = "1percent.txt" if shots == .01 else f"{shots}imgs_class.txt"
     found = [p for s in (1, 2, 3) if (p := Path(folder) / f"imagenet_subsets{s}" / name).is_file()]
-    if not found: raise BadInput(f"{folder}: holds no imagenet_subsets1/{name}; get the lists from the MSN repository, or leave them out to draw subsets.")
+    if not found:
+        raise BadInput(f"{folder}: holds no imagenet_subsets1/{name}; get the lists from the MSN "
+                       f"repository, or leave them out to draw subsets.")
     return found
 
 # %% ../../nbs/evaluation/lowshot.ipynb #1848b45f
@@ -71,13 +88,18 @@ def objective(weights: torch.Tensor, x: torch.Tensor, y: torch.Tensor, lambd: fl
     "The regularised loss of weights (C, D) on features (N, D)."
     return (F.cross_entropy(x @ weights.T, y) + lambd / len(y) / 2 * weights.square().sum()).item()
 
-def fit_logistic(x: torch.Tensor, y: torch.Tensor, lambd: float, max_iter: int = 1000, tol: float = 1e-6) -> torch.Tensor:
-    "Optimal weights (C, D) float64 of multinomial logistic regression without intercept; labels 0..C-1 must all occur."
+def fit_logistic(x: torch.Tensor, y: torch.Tensor, lambd: float, max_iter: int = 1000,
+                 tol: float = 1e-6) -> torch.Tensor:
+    """Optimal weights (C, D) float64 of multinomial logistic regression without intercept; labels
+    0..C-1 must all occur.
+    """
     classes = y.unique()
     if len(classes) < 2 or classes.tolist() != list(range(len(classes))):
-        raise BadInput(f"the training subset has the classes {classes.tolist()[:5]}...; it needs at least two, and every one from 0 on.")
+        raise BadInput(f"the training subset has the classes {classes.tolist()[:5]}...; it needs "
+                       f"at least two, and every one from 0 on.")
     two = len(classes) == 2
-    model = LogisticRegression(C=(2 if two else 1) / lambd, fit_intercept=False, max_iter=max_iter, tol=tol).fit(x.double().numpy(), y.numpy())
+    model = LogisticRegression(C=(2 if two else 1) / lambd, fit_intercept=False, max_iter=max_iter,
+                               tol=tol).fit(x.double().numpy(), y.numpy())
     w = torch.from_numpy(model.coef_)
     return torch.cat([-w, w]) / 2 if two else w
 

@@ -19,57 +19,89 @@ KINDS = ("instances", "classes", "components")
 def _has(dataset, what: str) -> bool: return len(dataset) > 0 and what in dataset.known(0)
 
 def object_ids_file(dataset, i: int) -> Path | None:
-    "VOC's picture of object ids that belongs to the label picture of image `i`, where there is one."
-    file = Path(dataset.masks[i]) if hasattr(dataset, "masks") and getattr(dataset, "classes", None) else Path()
+    """VOC's picture of object ids that belongs to the label picture of image `i`, where there is
+    one.
+    """
+    file = (Path(dataset.masks[i]) if hasattr(dataset, "masks")
+            and getattr(dataset, "classes", None) else Path())
     own = file.parent.parent / "SegmentationObject" / file.name
     return own if file.parent.name == "SegmentationClass" and own.is_file() else None
 
 def object_kind(dataset, kind: str | None = None) -> str:
-    "`kind`, one of `KINDS`; None chooses instances where they are, else classes. Raises `BadInput` for a data set without objects, or without those of this kind."
-    if kind not in (None, *KINDS): raise BadInput(f"objects '{kind}' is unknown; use {', '.join(KINDS)}.")
-    instances = _has(dataset, "objects") or _has(dataset, "frames") or (_has(dataset, "mask") and object_ids_file(dataset, 0) is not None)
-    if not instances and not _has(dataset, "mask"): raise BadInput("this evaluation needs objects: use a data set in COCO's format (scenes-coco, coco2017) or of label pictures (scenes-city, voc2012).")
-    if kind == "instances" and not instances: raise BadInput("this data set has classes of pixels but no instances; use objects='classes', or for voc2012 add the folder SegmentationObject.")
-    if kind in ("classes", "components") and _has(dataset, "frames"): raise BadInput("the objects of a video have no classes; use objects='instances'.")
+    """`kind`, one of `KINDS`; None chooses instances where they are, else classes.
+
+    Raises `BadInput` for a data set without objects, or without those of this kind.
+    """
+    if kind not in (None, *KINDS):
+        raise BadInput(f"objects '{kind}' is unknown; use {', '.join(KINDS)}.")
+    instances = (_has(dataset, "objects") or _has(dataset, "frames")
+                 or (_has(dataset, "mask") and object_ids_file(dataset, 0) is not None))
+    if not instances and not _has(dataset, "mask"):
+        raise BadInput("this evaluation needs objects: use a data set in COCO's format "
+                       "(scenes-coco, coco2017) or of label pictures (scenes-city, voc2012).")
+    if kind == "instances" and not instances:
+        raise BadInput("this data set has classes of pixels but no instances; use "
+                       "objects='classes', or for voc2012 add the folder SegmentationObject.")
+    if kind in ("classes", "components") and _has(dataset, "frames"):
+        raise BadInput("the objects of a video have no classes; use objects='instances'.")
     return kind or ("instances" if instances else "classes")
 
 # %% ../../nbs/evaluation/objects.ipynb #28e50918
-def _labelled(dataset, i: int, item: dict, kind: str) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+def _labelled(dataset, i: int, item: dict,
+              kind: str) -> tuple[torch.Tensor, list[int], torch.Tensor]:
     "`object_masks` of a picture of ids."
     own = object_ids_file(dataset, i) if kind == "instances" else None
     ids, classes = read_labels(own) if own else item["mask"], getattr(dataset, "classes", None)
-    background = {0} if kind == "instances" or classes is None or classes[:1] == ["background"] else set()
+    background = ({0} if kind == "instances" or classes is None
+                  or classes[:1] == ["background"] else set())
     names = [c for c in ids.unique().tolist() if c not in background | {255}]
-    return ids == torch.tensor(names).view(-1, 1, 1), [int(item["mask"][ids == c].mode().values) for c in names] if own else names, ids == 255
+    return (ids == torch.tensor(names).view(-1, 1, 1),
+            [int(item["mask"][ids == c].mode().values) for c in names] if own else names,
+            ids == 255)
 
-def object_masks(dataset, i: int, item: dict, kind: str) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-    "The objects (n, H, W) bool of an item, which may overlap, the category of each, and the void pixels (H, W) bool."
+def object_masks(dataset, i: int, item: dict,
+                 kind: str) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """The objects (n, H, W) bool of an item, which may overlap, the category of each, and the void
+    pixels (H, W) bool.
+    """
     if kind == "components":
         masks, categories, void = object_masks(dataset, i, item, "classes")
         parts = [(ids, n) for ids, n in (ndimage.label(m.numpy()) for m in masks)]
         found = [torch.from_numpy(ids == part) for ids, n in parts for part in range(1, n + 1)]
-        return torch.stack([void, *found])[1:], [c for c, (_, n) in zip(categories, parts) for _ in range(n)], void
+        return (torch.stack([void, *found])[1:],
+                [c for c, (_, n) in zip(categories, parts) for _ in range(n)], void)
     if "objects" not in item: return _labelled(dataset, i, item, kind)
     size, whole = item["image"].size[::-1], [o for o in item["objects"] if not o["iscrowd"]]
-    void = torch.stack([torch.zeros(size, dtype=torch.bool), *(o["mask"] for o in item["objects"] if o["iscrowd"])]).any(0)
-    groups = [[o] for o in whole] if kind == "instances" else [[o for o in whole if o["category"] == c] for c in dict.fromkeys(o["category"] for o in whole)]
-    return torch.stack([void, *(torch.stack([o["mask"] for o in g]).any(0) for g in groups)])[1:], [g[0]["category"] for g in groups], void
+    void = torch.stack([torch.zeros(size, dtype=torch.bool),
+                        *(o["mask"] for o in item["objects"] if o["iscrowd"])]).any(0)
+    groups = ([[o] for o in whole] if kind == "instances"
+              else [[o for o in whole if o["category"] == c]
+                    for c in dict.fromkeys(o["category"] for o in whole)])
+    return (torch.stack([void, *(torch.stack([o["mask"] for o in g]).any(0) for g in groups)])[1:],
+            [g[0]["category"] for g in groups], void)
 
 # %% ../../nbs/evaluation/objects.ipynb #480e733a
 class WithObjects(Dataset):
-    "Items of `dataset` with 'objects', dicts of mask (H, W) bool, category, area in pixels and iscrowd, and 'void' (H, W) bool."
+    """Items of `dataset` with 'objects', dicts of mask (H, W) bool, category, area in pixels and
+    iscrowd, and 'void' (H, W) bool.
+    """
     def __init__(self, dataset, kind: str): self.dataset, self.kind = dataset, kind
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i):
         item = self.dataset[i]
         masks, categories, void = object_masks(self.dataset, i, item, self.kind)
-        objects = [dict(mask=m, category=c, area=float(m.sum()), iscrowd=False) for m, c in zip(masks, categories)]
+        objects = [dict(mask=m, category=c, area=float(m.sum()), iscrowd=False)
+                   for m, c in zip(masks, categories)]
         return item | dict(objects=objects, void=void & ~masks.any(0))
 
 def with_objects(dataset, kind: str | None = None):
-    "`dataset` with objects of this `kind`, itself where it has them. Raises `BadInput` as `object_kind` does."
+    """`dataset` with objects of this `kind`, itself where it has them.
+
+    Raises `BadInput` as `object_kind` does.
+    """
     kind = object_kind(dataset, kind)
-    return dataset if kind == "instances" and _has(dataset, "objects") else WithObjects(dataset, kind)
+    return (dataset if kind == "instances"
+            and _has(dataset, "objects") else WithObjects(dataset, kind))
 
 def category_names(dataset) -> dict[int, str]:
     "The names of the categories of objects, as far as the data set knows them."

@@ -28,30 +28,43 @@ from .objects import category_names, with_objects
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #102e4dd9
 def token_lines(size: tuple[int, int], grid: tuple[int, int]) -> list[np.ndarray]:
-    "The grid's row of each row of pixels, (H,) int64, and its column of each column, (W,), for an image of `size` (H, W) and a `grid` (h, w)."
+    """The grid's row of each row of pixels, (H,) int64, and its column of each column, (W,), for an
+    image of `size` (H, W) and a `grid` (h, w).
+    """
     return [np.arange(N) * n // N for N, n in zip(size, grid)]
 
 def token_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    "The token, in raster order of a `grid` (h, w), of each pixel of an image of `size` (H, W): (H, W) int64."
+    """The token, in raster order of a `grid` (h, w), of each pixel of an image of `size` (H, W):
+    (H, W) int64.
+    """
     rows, columns = token_lines(size, grid)
     return rows[:, None] * grid[1] + columns
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
-    "Rows and columns of the smallest rectangle with all of a mask (H, W); empty slices for an empty mask."
+    """Rows and columns of the smallest rectangle with all of a mask (H, W); empty slices for an
+    empty mask.
+    """
     rows = mask.any(1).nonzero()[0]
     if not len(rows): return slice(0, 0), slice(0, 0)
     columns = mask[rows[0]:rows[-1] + 1].any(0).nonzero()[0]
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 def token_counts(masks, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    "How many pixels of each of n masks (H, W) bool lie in each token, (n, h * w) int64, and how many pixels a token has, (h * w,) int64."
-    rows, columns = ((line[:, None] == np.arange(n)).astype(np.float32) for line, n in zip(token_lines(masks[0].shape, grid), grid))  # (H, h), (W, w)
+    """How many pixels of each of n masks (H, W) bool lie in each token, (n, h * w) int64, and how
+    many pixels a token has, (h * w,) int64.
+    """
+    rows, columns = ((line[:, None] == np.arange(n)).astype(np.float32)
+                     for line, n in zip(token_lines(masks[0].shape, grid), grid))  # (H, h), (W, w)
     boxes = [(m, *bounding_box(m)) for m in masks]
-    inside = np.stack([rows[y].T @ m[y, x].astype(np.float32) @ columns[x] for m, y, x in boxes])   # exact below 2 ** 24
-    return inside.reshape(len(masks), -1).astype(np.int64), np.outer(rows.sum(0), columns.sum(0)).ravel().astype(np.int64)
+    # exact below 2 ** 24
+    inside = np.stack([rows[y].T @ m[y, x].astype(np.float32) @ columns[x] for m, y, x in boxes])
+    return (inside.reshape(len(masks), -1).astype(np.int64),
+            np.outer(rows.sum(0), columns.sum(0)).ravel().astype(np.int64))
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #aecb0c58
-THRESHOLDS = tuple(round(.02 * i, 2) for i in range(16)) + tuple(round(.05 * i, 2) for i in range(7, 19))  # 0, .02, ..., .30, .35, ..., .90
+# 0, .02, ..., .30, .35, ..., .90
+THRESHOLDS = tuple(round(.02 * i, 2)
+                   for i in range(16)) + tuple(round(.05 * i, 2) for i in range(7, 19))
 
 def threshold_ious(
     similarity: np.ndarray,   # (n, L)
@@ -59,19 +72,25 @@ def threshold_ious(
     pixels: np.ndarray,       # (L,): pixels of each token
     thresholds=THRESHOLDS,    # T of them, ascending
 ) -> np.ndarray:
-    "IoU of n objects, none empty, with the tokens whose similarity is above each threshold: (n, T) float64."
+    """IoU of n objects, none empty, with the tokens whose similarity is above each threshold: (n,
+    T) float64.
+    """
     n, T = len(similarity), len(thresholds)
-    passed = np.searchsorted(np.asarray(thresholds, np.float64), similarity)   # thresholds below each similarity: (n, L)
+    # thresholds below each similarity: (n, L)
+    passed = np.searchsorted(np.asarray(thresholds, np.float64), similarity)
     bins = (passed + (T + 1) * np.arange(n)[:, None]).ravel()
-    count = lambda weights: np.bincount(bins, weights.ravel(), n * (T + 1)).reshape(n, T + 1)[:, :0:-1].cumsum(1)[:, ::-1]
-    common, predicted = count(inside), count(np.broadcast_to(pixels, inside.shape))   # (n, T), whole numbers
+    count = lambda weights: np.bincount(bins, weights.ravel(),
+                                        n * (T + 1)).reshape(n, T + 1)[:, :0:-1].cumsum(1)[:, ::-1]
+    # (n, T), whole numbers
+    common, predicted = count(inside), count(np.broadcast_to(pixels, inside.shape))
     return common / (predicted + inside.sum(1, keepdims=True) - common)
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #3c7a1d66
 def best_ious(similarity: np.ndarray, inside: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     "The largest IoU of each object over all thresholds: (n,) float64; shapes as `threshold_ious`."
     order, row = np.argsort(-similarity, axis=1), np.arange(len(similarity))[:, None]
-    common, predicted, s = inside[row, order].cumsum(1), pixels[order].cumsum(1), similarity[row, order]
+    common, predicted, s = (inside[row, order].cumsum(1), pixels[order].cumsum(1),
+                            similarity[row, order])
     ious = common / (predicted + inside.sum(1, keepdims=True) - common)
     ious[:, :-1][s[:, :-1] == s[:, 1:]] = 0    # equal similarities pass together
     return ious.max(1)
@@ -87,26 +106,38 @@ def token_ious(cells: np.ndarray, inside: np.ndarray, pixels: np.ndarray) -> np.
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #e0505dd2
 def connected(similarity: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    "For each map (n, h, w) the largest threshold that keeps a cell connected with its prompt `prompts` (n,), cells in raster order: (n, h, w)."
+    """For each map (n, h, w) the largest threshold that keeps a cell connected with its prompt
+    `prompts` (n,), cells in raster order: (n, h, w).
+    """
     reach = np.full_like(similarity, -np.inf)
-    np.put_along_axis(reach.reshape(len(reach), -1), prompts[:, None], np.take_along_axis(similarity.reshape(len(reach), -1), prompts[:, None], 1), 1)
+    np.put_along_axis(reach.reshape(len(reach), -1), prompts[:, None],
+                      np.take_along_axis(similarity.reshape(len(reach), -1), prompts[:, None], 1),
+                      1)
     while True:
         before = reach.copy()
-        for turn in (lambda x: x, lambda x: x[:, ::-1], lambda x: x.swapaxes(1, 2), lambda x: x.swapaxes(1, 2)[:, ::-1]):
+        for turn in (lambda x: x, lambda x: x[:, ::-1], lambda x: x.swapaxes(1, 2),
+                     lambda x: x.swapaxes(1, 2)[:, ::-1]):
             r, s = turn(reach), turn(similarity)
-            for i in range(1, r.shape[1]): np.maximum(r[:, i], np.minimum(s[:, i], r[:, i - 1]), out=r[:, i])
+            for i in range(1, r.shape[1]):
+                np.maximum(r[:, i], np.minimum(s[:, i], r[:, i - 1]), out=r[:, i])
         if (reach == before).all(): return reach
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #561d6d5d
 PROMPTS = ("distance", "random", "centre", "average")
 
 def deepest_by_squares(mask: np.ndarray, side: int = 27) -> tuple[int, int]:
-    "Row and column of the pixel of a mask (H, W) that is farthest from its border, the first in raster order. Last row and column are outside; `side`: a power of 3."
+    """Row and column of the pixel of a mask (H, W) that is farthest from its border, the first in
+    raster order.
+
+    Last row and column are outside; `side`: a power of 3.
+    """
     rim = np.zeros_like(mask)
     for r, m in ((rim, mask), (rim.T, mask.T)): r[1:] |= m[:-1]; r[:-1] |= m[1:]
-    tree, last = KDTree(np.argwhere(rim & ~mask), compact_nodes=False, balanced_tree=False), np.subtract(mask.shape, 1)
-    centres, ninths = np.argwhere(mask[::side, ::side] >= 0) * side + side // 2, np.mgrid[-1:2, -1:2].reshape(2, 9).T
-    while True:                                                                    # centres (n, 2) of squares of this side
+    tree, last = (KDTree(np.argwhere(rim & ~mask), compact_nodes=False, balanced_tree=False),
+                  np.subtract(mask.shape, 1))
+    centres, ninths = (np.argwhere(mask[::side, ::side] >= 0) * side + side // 2,
+                       np.mgrid[-1:2, -1:2].reshape(2, 9).T)
+    while True:  # centres (n, 2) of squares of this side
         found, depth = mask[tuple(np.minimum(centres, last).T)], np.zeros(len(centres))
         depth[found] = tree.query(centres[found])[0]
         centres = centres[depth + side // 2 * 2 ** .5 >= depth.max() - 1e-9]
@@ -117,13 +148,19 @@ def deepest_by_squares(mask: np.ndarray, side: int = 27) -> tuple[int, int]:
 def deepest_pixel(mask: np.ndarray) -> int:
     "The pixel, in raster order, of a mask (H, W) that is farthest from its border."
     rows, columns = bounding_box(mask)
-    inner = np.zeros((rows.stop - rows.start + 2, columns.stop - columns.start + 2), bool)   # no pixel outside the box is nearer than this frame
+    # no pixel outside the box is nearer than this frame
+    inner = np.zeros((rows.stop - rows.start + 2, columns.stop - columns.start + 2), bool)
     inner[1:-1, 1:-1] = mask[rows, columns]
-    y, x = deepest_by_squares(inner) if inner.size > 8000 else np.unravel_index(distance_transform_edt(inner).argmax(), inner.shape)
+    y, x = (deepest_by_squares(inner) if inner.size > 8000
+            else np.unravel_index(distance_transform_edt(inner).argmax(), inner.shape))
     return int((y - 1 + rows.start) * mask.shape[1] + x - 1 + columns.start)
 
-def prompt_pixels(mask: np.ndarray, prompt: str = "distance", draws: int = 5, rng: np.random.Generator | None = None) -> np.ndarray:
-    "Prompt pixels, in raster order, of a mask (H, W) that is not empty: (draws,) for 'random', else (1,), int64."
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #29b8d05c
+def prompt_pixels(mask: np.ndarray, prompt: str = "distance", draws: int = 5,
+                  rng: np.random.Generator | None = None) -> np.ndarray:
+    """Prompt pixels, in raster order, of a mask (H, W) that is not empty: (draws,) for 'random',
+    else (1,), int64.
+    """
     if prompt == "random": return rng.choice(np.flatnonzero(mask), draws)
     if prompt == "centre":
         y, x = (int(np.floor(c.mean() + .5)) for c in mask.nonzero())
@@ -132,14 +169,20 @@ def prompt_pixels(mask: np.ndarray, prompt: str = "distance", draws: int = 5, rn
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #368f18a8
 def unit_tokens(tokens: torch.Tensor, centre: bool = False) -> torch.Tensor:
-    "Tokens (h, w, D) as unit vectors (h * w, D) float32, without the image's mean token if `centre`. Raises `BadInput` when they are not finite."
+    """Tokens (h, w, D) as unit vectors (h * w, D) float32, without the image's mean token if
+    `centre`.
+
+    Raises `BadInput` when they are not finite.
+    """
     x = tokens.flatten(0, 1).float()
-    if not x.isfinite().all(): raise BadInput("the encoder's patch features are not finite; evaluate another checkpoint.")
+    if not x.isfinite().all():
+        raise BadInput("the encoder's patch features are not finite; evaluate another checkpoint.")
     return F.normalize(x - x.mean(0) if centre else x, dim=1)
 
 def similarity_maps(
     tokens: torch.Tensor,            # (h, w, D)
-    prompts: np.ndarray,             # (n,) tokens in raster order, or (n, h * w) weights: their mean is the prompt
+    # (n,) tokens in raster order, or (n, h * w) weights: their mean is the prompt
+    prompts: np.ndarray,
     centre: bool = False,
 ) -> np.ndarray:
     "Cosine similarity of n prompts with all tokens, (n, h, w) float32."
@@ -150,26 +193,34 @@ def similarity_maps(
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #57acb83c
 @dataclass(frozen=True)
 class PromptSpec:
-    "The protocol of prompt segmentation. Raises `BadInput` for values that do not exist or do not go together."
+    """The protocol of prompt segmentation.
+
+    Raises `BadInput` for values that do not exist or do not go together.
+    """
     size: int | None = None            # side of the square input in pixels; None: see `view_side`
     keep_aspect: bool = False          # shorter side `size`, the longer one in proportion
     layer: str | int | tuple = "last"  # block, as in `FeatureSpec`
     norm: bool = True                  # final LayerNorm
-    kind: str = "tokens"               # 'tokens' or 'keys' of that block, or its tokens 'projected' by the patch head
+    # 'tokens' or 'keys' of that block, or its tokens 'projected' by the patch head
+    kind: str = "tokens"
     positions: str = "bicubic"         # resize of the positions
     centre: tuple = (False, True)      # subtract the image's mean token; every value is evaluated
     prompt: str = "distance"           # one of `PROMPTS`
     draws: int = 5                     # of 'random'
-    upsample: str = "nearest"          # of the mask; 'bilinear': of the similarity, before the threshold
+    upsample: str = "nearest"  # of the mask; 'bilinear': of the similarity, before the threshold
     component: bool = False            # keep what is connected with the prompt
     thresholds: tuple = THRESHOLDS     # ascending
 
     def __post_init__(self):
-        for name in ("centre", "thresholds"): object.__setattr__(self, name, tuple(np.atleast_1d(getattr(self, name)).tolist()))
-        if self.prompt not in PROMPTS: raise BadInput(f"prompt is '{self.prompt}'; use {', '.join(PROMPTS)}.")
-        if self.upsample not in ("nearest", "bilinear"): raise BadInput(f"upsample is '{self.upsample}'; use nearest or bilinear.")
+        for name in ("centre", "thresholds"):
+            object.__setattr__(self, name, tuple(np.atleast_1d(getattr(self, name)).tolist()))
+        if self.prompt not in PROMPTS:
+            raise BadInput(f"prompt is '{self.prompt}'; use {', '.join(PROMPTS)}.")
+        if self.upsample not in ("nearest", "bilinear"):
+            raise BadInput(f"upsample is '{self.upsample}'; use nearest or bilinear.")
         if self.component and self.prompt == "average":
-            raise BadInput("prompt 'average' is no single patch, so it has no component; use another prompt or component=False.")
+            raise BadInput("prompt 'average' is no single patch, so it has no component; use "
+                           "another prompt or component=False.")
         if not self.thresholds or sorted(set(self.thresholds)) != list(self.thresholds):
             raise BadInput("thresholds must be a list of different numbers in ascending order.")
         if self.draws < 1: raise BadInput(f"draws is {self.draws}; random prompts need 1 or more.")
@@ -179,79 +230,113 @@ def real_objects(item: dict) -> list[dict]:
     "The objects of an item that are neither crowds nor empty."
     return [o for o in item["objects"] if not o["iscrowd"] and o["mask"].numpy().any()]
 
-def prompted_objects(item: dict, grid: tuple[int, int], spec: PromptSpec = PromptSpec(), seed: int = 0) -> dict | None:
+def prompted_objects(item: dict, grid: tuple[int, int], spec: PromptSpec = PromptSpec(),
+                     seed: int = 0) -> dict | None:
     "What scoring needs to know about the n objects of an item; None if there are none."
     objects = real_objects(item)
     if not objects: return None
     masks, rng = [o["mask"].numpy() for o in objects], np.random.default_rng([seed, item["index"]])
-    prompts = np.stack([prompt_pixels(m, spec.prompt, spec.draws, rng) for m in masks])   # (n, draws)
-    (inside, pixels), (rows, columns), (y, x) = token_counts(masks, grid), token_lines(masks[0].shape, grid), np.divmod(prompts, masks[0].shape[1])
+    # (n, draws)
+    prompts = np.stack([prompt_pixels(m, spec.prompt, spec.draws, rng) for m in masks])
+    (inside, pixels), (rows, columns), (y, x) = (token_counts(masks, grid),
+                                                 token_lines(masks[0].shape, grid),
+                                                 np.divmod(prompts, masks[0].shape[1]))
     counted = ~item["void"].numpy() if "void" in item else np.ones(masks[0].shape, bool)
     if not counted.all(): pixels = token_counts([counted], grid)[0][0]
-    return dict(inside=inside, pixels=pixels, prompts=prompts, cells=rows[y] * grid[1] + columns[x], image=item["index"],
-                area=np.array([o["area"] for o in objects], np.float64), category=np.array([o["category"] for o in objects]),
-                **(dict(masks=np.stack(masks), counted=counted.ravel()) if spec.upsample == "bilinear" else {}))
+    return dict(inside=inside, pixels=pixels, prompts=prompts, cells=rows[y] * grid[1] + columns[x],
+                image=item["index"], area=np.array([o["area"] for o in objects], np.float64),
+                category=np.array([o["category"] for o in objects]),
+                **(dict(masks=np.stack(masks), counted=counted.ravel())
+                   if spec.upsample == "bilinear" else {}))
 
-def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec, centre: bool) -> tuple[np.ndarray, np.ndarray]:
-    "IoU of the n objects `found` in an image with `tokens` (h, w, D) at all thresholds, (n, T), and at each one's best, (n,)."
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #ed593728
+def object_ious(tokens: torch.Tensor, found: dict, spec: PromptSpec,
+                centre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """IoU of the n objects `found` in an image with `tokens` (h, w, D) at all thresholds, (n, T),
+    and at each one's best, (n,).
+    """
     n, draws, cells = *found["cells"].shape, found["cells"].ravel()
-    similarity = similarity_maps(tokens, found["inside"] if spec.prompt == "average" else cells, centre)   # (n * draws, h, w)
+    similarity = similarity_maps(tokens, found["inside"] if spec.prompt == "average" else cells,
+                                 centre)  # (n * draws, h, w)
     def score(s, prompts, inside, pixels):
         s = (connected(s, prompts) if spec.component else s).reshape(len(s), -1)
         return threshold_ious(s, inside, pixels, spec.thresholds), best_ious(s, inside, pixels)
-    if spec.upsample == "nearest": ious, best = score(similarity, cells, found["inside"].repeat(draws, 0), found["pixels"])
-    else:                                                                            # every pixel is its own cell
-        large = (F.interpolate(torch.from_numpy(s)[None, None], found["masks"].shape[1:], mode="bilinear")[0].numpy() for s in similarity)
+    if spec.upsample == "nearest":
+        ious, best = score(similarity, cells, found["inside"].repeat(draws, 0), found["pixels"])
+    else:  # every pixel is its own cell
+        large = (F.interpolate(torch.from_numpy(s)[None, None], found["masks"].shape[1:],
+                               mode="bilinear")[0].numpy() for s in similarity)
         truth = found["masks"].reshape(n, 1, -1).repeat(draws, 0)
-        each = [score(s, q, m, found["counted"]) for s, q, m in zip(large, found["prompts"].reshape(-1, 1), truth)]
+        each = [score(s, q, m, found["counted"])
+                for s, q, m in zip(large, found["prompts"].reshape(-1, 1), truth)]
         ious, best = (np.concatenate(x) for x in zip(*each))
     return ious.reshape(n, draws, -1).mean(1), best.reshape(n, draws).mean(1)
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #2ff16276
 def view_side(vit, size: int | None = None) -> int:
-    "The input's (shorter) side: `size`, by default 480 / 224 of the encoder's own, at most 480. Raises `BadInput` where that is no number of whole patches."
+    """The input's (shorter) side: `size`, by default 480 / 224 of the encoder's own, at most 480.
+
+    Raises `BadInput` where that is no number of whole patches.
+    """
     p = vit.patch_embed.patch_size[0]
     if size is None: return max(1, round(min(480, vit.patch_embed.img_size[0] * 480 / 224) / p)) * p
-    if size < p or size % p: raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
+    if size < p or size % p:
+        raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
     return size
 
 def masked_images(data, objects: str | None = None):
-    "`data` as images with objects of a kind in `KINDS` (None: instances where there are some). Raises `BadInput` where it has none, or masks of another size than their image."
+    """`data` as images with objects of a kind in `KINDS` (None: instances where there are some).
+
+    Raises `BadInput` where it has none, or masks of another size than their image.
+    """
     found = with_objects(data, objects)
     check(data, decode=0)
     return found
 
 class _Views(Dataset):
-    "An image as the encoder sees it with what `describe(item, grid)` says about it, or None where that is None."
+    """An image as the encoder sees it with what `describe(item, grid)` says about it, or None where
+    that is None.
+    """
     def __init__(self, dataset, describe, side: int, patch: int, keep_aspect: bool):
-        self.dataset, self.describe, self.side, self.patch, self.keep_aspect = dataset, describe, side, patch, keep_aspect
+        self.dataset, self.describe, self.side, self.patch, self.keep_aspect = (
+            dataset, describe, side, patch, keep_aspect)
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i):
         item, size = self.dataset[i], [self.side, self.side]
         if self.keep_aspect:
             W, H = item["image"].size
-            size = [max(1, round(s * self.side / min(H, W) / self.patch)) * self.patch for s in (H, W)]
+            size = [max(1, round(s * self.side / min(H, W) / self.patch)) * self.patch
+                    for s in (H, W)]
         about = self.describe(item, (size[0] // self.patch, size[1] // self.patch))
-        return None if about is None else (v2.Compose(to_normalised())(TF.resize(item["image"], size, v2.InterpolationMode.BICUBIC)), about)
+        return None if about is None else (v2.Compose(to_normalised())(TF.resize(
+            item["image"], size, v2.InterpolationMode.BICUBIC)), about)
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #febda499
 @torch.no_grad()
 def token_stream(
     vit, dataset,                    # a timm ViT; items with 'image' and 'objects'
-    describe,                        # (item, grid) -> anything, None: pass over this image; works in the loader's processes
+    # (item, grid) -> anything, None: pass over this image; works in the loader's processes
+    describe,
     size: int | None = None, keep_aspect: bool = False,
     device="cpu", batch_size: int = 16, workers: int | None = None, progress: bool = True,
     head=None,                       # of `patch_grid`
     **features,                      # layer, norm, positions, kind of `patch_grid`
 ):
-    "Yield patch features (h, w, D) and the description of each image. Raises `BadInput` for a size of broken patches."
+    """Yield patch features (h, w, D) and the description of each image.
+
+    Raises `BadInput` for a size of broken patches.
+    """
     side = view_side(vit, size)
-    views, vit = _Views(dataset, describe, side, vit.patch_embed.patch_size[0], keep_aspect), vit.eval().to(device)
-    loader = DataLoader(views, 1 if keep_aspect else batch_size, collate_fn=list, num_workers=settings().workers if workers is None else workers)
+    views, vit = (_Views(dataset, describe, side, vit.patch_embed.patch_size[0], keep_aspect),
+                  vit.eval().to(device))
+    loader = DataLoader(views, 1 if keep_aspect else batch_size, collate_fn=list,
+                        num_workers=settings().workers if workers is None else workers)
     with Tally("images", len(dataset), show=progress) as tally:
         for batch in loader:
             if seen := [pair for pair in batch if pair is not None]:
                 images, about = zip(*seen)
-                yield from zip(patch_grid(vit, torch.stack(images).to(device), head=head and head.to(device), **features), about)
+                yield from zip(patch_grid(vit, torch.stack(images).to(device),
+                                          head=head and head.to(device), **features), about)
             tally.update(len(batch))
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #415468f2
@@ -260,6 +345,7 @@ def group_mean(values: np.ndarray, groups: np.ndarray) -> float:
     _, group = np.unique(groups, return_inverse=True)
     return float((np.bincount(group, values) / np.bincount(group)).mean())
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #e816e6bb
 @dataclass
 class PromptScores:
     "Scores of N objects."
@@ -273,25 +359,35 @@ class PromptScores:
     below_token: np.ndarray  # (N,) whether the mask has fewer pixels than a token
 
     @property
-    def curve(self) -> np.ndarray: return 100 * self.ious.mean(0)   # mIoU in percent at each threshold
+    # mIoU in percent at each threshold
+    def curve(self) -> np.ndarray: return 100 * self.ious.mean(0)
 
     def by_category(self, k: int, names: dict[int, str]) -> list[list]:
-        "[name, mIoU in percent, objects] of each category at threshold number `k`, the most frequent first."
-        found = [[names.get(int(c), str(c)), float(100 * self.ious[self.category == c, k].mean()), int((self.category == c).sum())] for c in np.unique(self.category)]
+        """[name, mIoU in percent, objects] of each category at threshold number `k`, the most
+        frequent first.
+        """
+        found = [[names.get(int(c), str(c)), float(100 * self.ious[self.category == c, k].mean()),
+                  int((self.category == c).sum())] for c in np.unique(self.category)]
         return sorted(found, key=lambda row: -row[2])
 
     def by_object(self, k: int, name) -> dict[str, float]:
-        "IoU of each object at threshold number `k`, under the `name` of its image (a function of the index) and its number in it."
+        """IoU of each object at threshold number `k`, under the `name` of its image (a function of
+        the index) and its number in it.
+        """
         number = [int((self.image[:i] == image).sum()) + 1 for i, image in enumerate(self.image)]
-        return {f"{name(int(image))}#{n}": float(iou) for image, n, iou in zip(self.image, number, self.ious[:, k])}
+        return {f"{name(int(image))}#{n}": float(iou)
+                for image, n, iou in zip(self.image, number, self.ious[:, k])}
 
     def at(self, k: int) -> dict[str, float]:
         "Means in percent at threshold number `k`; sizes without an object are left out."
         x, a = 100 * self.ious[:, k], self.area
         sizes = dict(small=a < 32 ** 2, medium=(a >= 32 ** 2) & (a < 96 ** 2), large=a >= 96 ** 2)
-        return dict(miou=float(self.curve[k]), miou_category=group_mean(x, self.category), miou_image=group_mean(x, self.image)) \
-            | {f"miou_{name}": float(x[these].mean()) for name, these in sizes.items() if these.any()}
+        return dict(miou=float(self.curve[k]), miou_category=group_mean(x, self.category),
+                    miou_image=group_mean(x, self.image)) | {
+                        f"miou_{name}": float(x[these].mean())
+                        for name, these in sizes.items() if these.any()}
 
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #48577881
 def prompt_segmentation(
     vit, dataset,                       # a timm ViT; items with 'image' and 'objects'
     spec: PromptSpec = PromptSpec(),
@@ -299,50 +395,82 @@ def prompt_segmentation(
     device="auto", batch_size: int = 16, workers: int | None = None, progress: bool = True,
     head=None,                          # the patch head, for the kind 'projected'
 ) -> dict[bool, PromptScores]:
-    "Scores of all objects of a data set for each value of `spec.centre`. Raises `BadInput` where there is nothing to score."
+    """Scores of all objects of a data set for each value of `spec.centre`.
+
+    Raises `BadInput` where there is nothing to score.
+    """
     rows = {centre: [] for centre in spec.centre}
-    stream = token_stream(vit, dataset, partial(prompted_objects, spec=spec, seed=seed), spec.size, spec.keep_aspect, pick_device(str(device)),
-                          batch_size, workers, progress, layer=spec.layer, norm=spec.norm, positions=spec.positions, kind=spec.kind, head=head)
+    stream = token_stream(vit, dataset, partial(prompted_objects, spec=spec, seed=seed), spec.size,
+                          spec.keep_aspect, pick_device(str(device)), batch_size, workers, progress,
+                          layer=spec.layer, norm=spec.norm, positions=spec.positions,
+                          kind=spec.kind, head=head)
     for tokens, found in stream:
         inside, pixels = found["inside"], found["pixels"]
-        same = (grid_ious(inside, pixels), token_ious(found["cells"], inside, pixels), found["area"], found["category"],
-                np.full(len(inside), found["image"]), inside.sum(1) < pixels.mean())
-        for centre in spec.centre: rows[centre].append((*object_ious(tokens, found, spec, centre), *same))
-    if not rows[spec.centre[0]]: raise BadInput("this data set has no object that is neither a crowd nor empty; choose another one.")
-    return {centre: PromptScores(*(np.concatenate(column) for column in zip(*found))) for centre, found in rows.items()}
+        same = (grid_ious(inside, pixels), token_ious(found["cells"], inside, pixels),
+                found["area"], found["category"], np.full(len(inside), found["image"]),
+                inside.sum(1) < pixels.mean())
+        for centre in spec.centre:
+            rows[centre].append((*object_ious(tokens, found, spec, centre), *same))
+    if not rows[spec.centre[0]]:
+        raise BadInput("this data set has no object that is neither a crowd nor empty; choose "
+                       "another one.")
+    return {centre: PromptScores(*(np.concatenate(column) for column in zip(*found)))
+            for centre, found in rows.items()}
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #51f3e8c3
 def eval_prompt_segmentation(
-    bench, spec=None,                # reads images itself: `spec` is not used
-    size: int | None = None, keep_aspect: bool = False,
-    layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic", centre: tuple[bool, ...] = (False, True),
-    prompt: str = "distance", draws: int = 5, upsample: str = "nearest", component: bool = False, thresholds: tuple[float, ...] = THRESHOLDS,
-    objects: str | None = None,      # 'instances', 'classes' or 'components'; None: instances where there are some
-    tune: int = 1000,                # training images that choose the threshold
+    bench,
+    spec=None,  # reads images itself: `spec` is not used
+    size: int | None = None,
+    keep_aspect: bool = False,
+    layer: str | int | tuple[int, ...] = "last",
+    norm: bool = True,
+    kind: str = "tokens",
+    positions: str = "bicubic",
+    centre: tuple[bool, ...] = (False, True),
+    prompt: str = "distance",
+    draws: int = 5,
+    upsample: str = "nearest",
+    component: bool = False,
+    thresholds: tuple[float, ...] = THRESHOLDS,
+    # 'instances', 'classes' or 'components'; None: instances where there are some
+    objects: str | None = None,
+    tune: int = 1000,  # training images that choose the threshold
 ) -> list[tuple]:
-    "Zero-shot segmentation from one prompt patch [MMC, a reconstruction]: mIoU in percent, its parts and bounds."
-    p = PromptSpec(view_side(bench.vit, size), keep_aspect, layer, norm, kind, positions, centre, prompt, draws, upsample, component, thresholds)
+    """Zero-shot segmentation from one prompt patch [MMC, a reconstruction]: mIoU in percent, its
+    parts and bounds.
+    """
+    p = PromptSpec(view_side(bench.vit, size), keep_aspect, layer, norm, kind, positions, centre,
+                   prompt, draws, upsample, component, thresholds)
     if tune < 1: raise BadInput(f"tune is {tune}; the threshold needs at least one training image.")
-    train, test, head = with_objects(bench.data("train"), objects), masked_images(bench.data("test"), objects), bench.patch_head(kind)
+    train, test, head = (with_objects(bench.data("train"), objects),
+                         masked_images(bench.data("test"), objects), bench.patch_head(kind))
     dense_blocks(bench.vit, layer, kind, positions, head)
     bench.begin()
-    run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device, head=head, **bench.options)
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(bench.seed))[:tune].sort().values
-    tuned, tested, lines = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
+    run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device,
+                  head=head, **bench.options)
+    rows = torch.randperm(len(train),
+                          generator=torch.Generator().manual_seed(bench.seed))[:tune].sort().values
+    tuned, tested, records = run(dataset=Subset(train, rows.tolist())), run(dataset=test), []
     own = asdict(p) | dict(thresholds=list(p.thresholds), tune=len(rows))
     if prompt != "random": del own["draws"]
     if test is not bench.data("test"): own |= dict(objects=test.kind)
     for c, found in tested.items():
         k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
         base = own | dict(centre=c)
-        line = lambda metric, value, *outcomes, **more: lines.append((metric, float(value), N, base | more, *outcomes))
-        more = dict(miou_category=dict(chosen_categories=found.by_category(k, category_names(test))))
+        record = lambda metric, value, *outcomes, **more: records.append((
+            metric, float(value), N, base | more, *outcomes))
+        more = dict(miou_category=dict(
+            chosen_categories=found.by_category(k, category_names(test))))
         outcomes = {"miou": [found.by_object(k, bench.data("test").name)]}
-        for metric, value in found.at(k).items(): line(metric, value, *outcomes.get(metric, []), selection="train", chosen_threshold=p.thresholds[k], **more.get(metric, {}))
-        line("miou_paper", found.curve[best], selection="test", chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
-        line("best_threshold", p.thresholds[best], selection="test")
-        line("miou_oracle", 100 * found.best.mean(), selection="each object")
-        line("miou_grid", 100 * found.grid.mean(), selection="none")
-        line("miou_token", 100 * found.token.mean(), selection="none")
-        line("below_token", 100 * found.below_token.mean(), selection="none")
-    return lines
+        for metric, value in found.at(k).items():
+            record(metric, value, *outcomes.get(metric, []), selection="train",
+                   chosen_threshold=p.thresholds[k], **more.get(metric, {}))
+        record("miou_paper", found.curve[best], selection="test",
+               chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
+        record("best_threshold", p.thresholds[best], selection="test")
+        record("miou_oracle", 100 * found.best.mean(), selection="each object")
+        record("miou_grid", 100 * found.grid.mean(), selection="none")
+        record("miou_token", 100 * found.token.mean(), selection="none")
+        record("below_token", 100 * found.below_token.mean(), selection="none")
+    return records

@@ -23,7 +23,8 @@ from .features import pixel_stats
 def check_image_text(model):
     "Refuse what is no image-text model."
     if not all(callable(getattr(model, name, None)) for name in ("encode_image", "encode_text")):
-        raise BadInput("this evaluation needs an image-text model, with encode_image and encode_text; an image encoder alone knows no words.")
+        raise BadInput("this evaluation needs an image-text model, with encode_image and "
+                       "encode_text; an image encoder alone knows no words.")
 
 class _Seen(Dataset):
     "The images of a data set under one view."
@@ -39,12 +40,16 @@ def encode_images(
     resize: int | None = None,        # shorter side before the crop; None: as the crop
     batch_size: int = 64, workers: int | None = None, progress: bool = True,
 ) -> torch.Tensor:
-    "Features (N, D) float32 of the images, on the CPU. Raises `BadInput` for what is no image-text model."
+    """Features (N, D) float32 of the images, on the CPU.
+
+    Raises `BadInput` for what is no image-text model.
+    """
     check_image_text(model)
     if isinstance(model, nn.Module): model.to(device).eval()
     size = size or getattr(model, "image_size", 224)
     (mean, std), to = pixel_stats(model), lambda v: torch.tensor(v, device=device).view(3, 1, 1)
-    loader = DataLoader(_Seen(dataset, eval_view(size, resize or size)), batch_size, num_workers=settings().workers if workers is None else workers)
+    loader = DataLoader(_Seen(dataset, eval_view(size, resize or size)), batch_size,
+                        num_workers=settings().workers if workers is None else workers)
     found = []
     with Tally("images", len(dataset), show=progress) as tally:
         for images in loader:
@@ -53,9 +58,14 @@ def encode_images(
             tally.update(len(images))
     return torch.cat(found)
 
+# %% ../../nbs/evaluation/retrieval.ipynb #70cfb5ec
 @torch.no_grad()
-def encode_texts(model, texts: list[str], device="cpu", batch_size: int = 256, progress: bool = True) -> torch.Tensor:
-    "Features (T, D) float32 of sentences, on the CPU. Raises `BadInput` for what is no image-text model."
+def encode_texts(model, texts: list[str], device="cpu", batch_size: int = 256,
+                 progress: bool = True) -> torch.Tensor:
+    """Features (T, D) float32 of sentences, on the CPU.
+
+    Raises `BadInput` for what is no image-text model.
+    """
     check_image_text(model)
     if isinstance(model, nn.Module): model.to(device).eval()
     found = []
@@ -67,48 +77,75 @@ def encode_texts(model, texts: list[str], device="cpu", batch_size: int = 256, p
 
 # %% ../../nbs/evaluation/retrieval.ipynb #dc2b487b
 class OpenClip(nn.Module):
-    "A model of open_clip with its tokeniser, as an image-text model: `encode_text` takes sentences."
+    """A model of open_clip with its tokeniser, as an image-text model: `encode_text` takes
+    sentences.
+    """
     def __init__(self, model, tokenizer):
         super().__init__()
         self.model, self.tokenizer, size = model, tokenizer, model.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
-        if getattr(model.visual, "image_mean", None): self.pixel_stats = (tuple(model.visual.image_mean), tuple(model.visual.image_std))
+        if getattr(model.visual, "image_mean", None):
+            self.pixel_stats = (tuple(model.visual.image_mean), tuple(model.visual.image_std))
 
     def encode_image(self, images): return self.model.encode_image(images)
-    def encode_text(self, texts): return self.model.encode_text(self.tokenizer(texts).to(next(self.model.parameters()).device))
+    def encode_text(self, texts):
+        return self.model.encode_text(
+            self.tokenizer(texts).to(next(self.model.parameters()).device))
 
 def load_open_clip(name: str, pretrained: str | None = None) -> OpenClip:
-    "The architecture `name` of open_clip with weights `pretrained` (a tag or a file; None: random). Raises `BadInput` for an unknown name."
+    """The architecture `name` of open_clip with weights `pretrained` (a tag or a file; None:
+    random).
+
+    Raises `BadInput` for an unknown name.
+    """
     try: import open_clip
-    except ImportError: raise BadInput("this model needs the package open_clip_torch; install it with pip.") from None
-    if name not in open_clip.list_models(): raise BadInput(f"open_clip has no model '{name}'; it lists its own with open_clip.list_models().")
-    return OpenClip(open_clip.create_model(name, pretrained=pretrained), open_clip.get_tokenizer(name)).eval()
+    except ImportError:
+        raise BadInput("this model needs the package open_clip_torch; install it with "
+                       "pip.") from None
+    if name not in open_clip.list_models():
+        raise BadInput(f"open_clip has no model '{name}'; it lists its own with "
+                       f"open_clip.list_models().")
+    return OpenClip(open_clip.create_model(name, pretrained=pretrained),
+                    open_clip.get_tokenizer(name)).eval()
 
 # %% ../../nbs/evaluation/retrieval.ipynb #67188263
 def first_right(scores: torch.Tensor, right: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
-    "Ranks (Q,) from 0 of the best right item, by scores (Q, N) and the numbers of the right items (Q, R), filled up with -1. Scores within `eps` are equal."
+    """Ranks (Q,) from 0 of the best right item, by scores (Q, N) and the numbers of the right items
+    (Q, R), filled up with -1.
+
+    Scores within `eps` are equal.
+    """
     mine = scores.gather(1, right.clamp(min=0)).masked_fill(right < 0, -torch.inf)          # (Q, R)
     best = mine.amax(1, keepdim=True)
     rank, upto = (scores > best + eps).sum(1), (scores >= best - eps).sum(1)
-    tied = (upto - rank > 1).nonzero()[:, 0]                                                # few: only there positions matter
+    tied = (upto - rank > 1).nonzero()[:, 0]  # few: only there positions matter
     first = torch.where(mine >= best - eps, right, scores.shape[1]).amin(1, keepdim=True)[tied]
     before = torch.arange(scores.shape[1], device=scores.device) < first
     rank[tied] += (before & ((scores[tied] - best[tied]).abs() <= eps)).sum(1)
     return rank
 
 @torch.no_grad()
-def ranks(queries: torch.Tensor, items: torch.Tensor, right: torch.Tensor, device="cpu", chunk: int = 128) -> torch.Tensor:
-    """Ranks (Q,) of the best right item (as `first_right`), for features (Q, D) and (N, D) by cosine in float64, `chunk` queries at a time.
-    Raises `BadInput` for features that are not finite or do not fit."""
+def ranks(queries: torch.Tensor, items: torch.Tensor, right: torch.Tensor, device="cpu",
+          chunk: int = 128) -> torch.Tensor:
+    """Ranks (Q,) of the best right item (as `first_right`), for features (Q, D) and (N, D) by
+    cosine in float64, `chunk` queries at a time. Raises `BadInput` for features that are not finite
+    or do not fit.
+    """
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
-        raise BadInput(f"features of shapes {tuple(queries.shape)} and {tuple(items.shape)} do not share a space; give two matrices of as many columns.")
+        raise BadInput(f"features of shapes {tuple(queries.shape)} and {tuple(items.shape)} do not "
+                       f"share a space; give two matrices of as many columns.")
     if not (queries.isfinite().all() and items.isfinite().all()):
-        raise BadInput("some features are infinite or no numbers; look for the images or texts for which the model fails.")
-    device = torch.device("cpu") if torch.device(device).type == "mps" else device          # (which has no float64)
+        raise BadInput("some features are infinite or no numbers; look for the images or texts for "
+                       "which the model fails.")
+    # (which has no float64)
+    device = torch.device("cpu") if torch.device(device).type == "mps" else device
     to_unit = lambda x: F.normalize(x.to(device).double(), dim=1)
     items = to_unit(items)
-    return torch.cat([first_right(to_unit(queries[i:i + chunk]) @ items.T, right[i:i + chunk].to(device)).cpu() for i in range(0, len(queries), chunk)])
+    return torch.cat(
+        [first_right(to_unit(queries[i:i + chunk]) @ items.T, right[i:i + chunk].to(device)).cpu()
+         for i in range(0, len(queries), chunk)])
 
+# %% ../../nbs/evaluation/retrieval.ipynb #43ae52e8
 def owned(owner: torch.Tensor, count: int) -> torch.Tensor:
     "From the owner (T,) of each item to the items (count, R) of each owner, filled up with -1."
     order, sizes = owner.argsort(stable=True), owner.bincount(minlength=count)
@@ -121,14 +158,20 @@ def check_ks(ks):
     "Raises `BadInput` unless all K are 1 or more."
     if not ks or min(ks) < 1: raise BadInput(f"ks is {list(ks)}; K is 1 or more.")
 
-def both_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, device="cpu", chunk: int = 128) -> dict[str, torch.Tensor]:
-    "`ranks` of the images (N,), 'i2t', and of the texts (T,), 't2i'; arguments and errors as of `recall`."
+def both_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, device="cpu",
+               chunk: int = 128) -> dict[str, torch.Tensor]:
+    """`ranks` of the images (N,), 'i2t', and of the texts (T,), 't2i'; arguments and errors as of
+    `recall`.
+    """
     N = len(images)
     if len(owner) != len(texts):
-        raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; give one image number for each text.")
+        raise BadInput(f"owner names the image of {len(owner)} texts, but there are {len(texts)}; "
+                       f"give one image number for each text.")
     if not len(texts) or owner.min() < 0 or owner.max() >= N or len(owner.unique()) < N:
-        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; images without a text cannot be judged.")
-    return {"i2t": ranks(images, texts, owned(owner, N), device, chunk), "t2i": ranks(texts, images, owner[:, None], device, chunk)}
+        raise BadInput(f"owner must name each of the {N} images (0 to {N - 1}) at least once; "
+                       f"images without a text cannot be evaluated.")
+    return {"i2t": ranks(images, texts, owned(owner, N), device, chunk),
+            "t2i": ranks(texts, images, owner[:, None], device, chunk)}
 
 def recall(
     images: torch.Tensor,      # (N, D) features, of any length
@@ -138,26 +181,39 @@ def recall(
     device="cpu",
     chunk: int = 128,          # queries at a time; memory is chunk x max(N, T) float64
 ) -> dict[str, float]:
-    "Recall in percent: 'i2t_r1', ... (an image finds any of its texts) and 't2i_r1', ... (a text finds its image). Raises `BadInput` for features that do not fit."
+    """Recall in percent: 'i2t_r1', ...
+
+    (an image finds any of its texts) and 't2i_r1', ... (a text finds its image). Raises `BadInput`
+    for features that do not fit.
+    """
     check_ks(ks)
-    return {f"{way}_r{k}": 100 * (r < k).double().mean().item() for way, r in both_ranks(images, texts, owner, device, chunk).items() for k in ks}
+    return {f"{way}_r{k}": 100 * (r < k).double().mean().item()
+            for way, r in both_ranks(images, texts, owner, device, chunk).items() for k in ks}
 
 # %% ../../nbs/evaluation/retrieval.ipynb #d48b6e09
 def read_captions(dataset, per_image: int | None = 5) -> tuple[list[str], torch.Tensor]:
-    "The first `per_image` captions (None: all) of every image and the number (T,) of their image. Raises `BadInput` for images without captions."
-    if per_image is not None and per_image < 1: raise BadInput(f"per_image is {per_image}; keep 1 caption or more, or None for all.")
+    """The first `per_image` captions (None: all) of every image and the number (T,) of their image.
+
+    Raises `BadInput` for images without captions.
+    """
+    if per_image is not None and per_image < 1:
+        raise BadInput(f"per_image is {per_image}; keep 1 caption or more, or None for all.")
     texts, owner = [], []
     for i in range(len(dataset)):
         captions = dataset.known(i).get("captions")
         if captions is None:
-            raise BadInput(f"{dataset.root}: this data set has no captions; choose one that has, such as scenes-captions or flickr8k_128.")
-        if not captions: raise BadInput(f"{dataset.name(i)}: this image has no captions; remove it from the split.")
+            raise BadInput(f"{dataset.root}: this data set has no captions; choose one that has, "
+                           f"such as scenes-captions or flickr8k_128.")
+        if not captions:
+            raise BadInput(f"{dataset.name(i)}: this image has no captions; remove it from the "
+                           f"split.")
         texts += captions[:per_image]
         owner += [i] * len(captions[:per_image])
     return texts, torch.tensor(owner)
 
 # %% ../../nbs/evaluation/retrieval.ipynb #35e20c0e
-def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, ...] = (1, 5, 10), resize: int | None = None) -> list[tuple]:
+def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, ...] = (1, 5, 10),
+                   resize: int | None = None) -> list[tuple]:
     "Recall at K both ways of the image-text model `bench.vit` on the test images with captions."
     check_image_text(bench.vit)
     data = bench.data("test")
@@ -165,41 +221,59 @@ def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, .
     texts, owner = read_captions(data, per_image)
     bench.begin()
     images = encode_images(bench.vit, data, bench.device, resize=resize, **bench.options)
-    found = both_ranks(images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]), owner, bench.device)
-    names = dict(i2t=[data.name(i) for i in range(len(data))], t2i=[f"{data.name(i)}#{j}" for j, i in enumerate(owner.tolist())])
+    found = both_ranks(
+        images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]),
+        owner, bench.device)
+    names = dict(i2t=[data.name(i) for i in range(len(data))],
+                 t2i=[f"{data.name(i)}#{j}" for j, i in enumerate(owner.tolist())])
     size = getattr(bench.vit, "image_size", 224)
-    protocol = dict(size=size, resize=resize or size, captions_per_image=per_image, split=bench.splits["test"], images=len(data), captions=len(texts))
-    return [(f"{way}_r{k}", 100 * (r < k).double().mean().item(), len(r), protocol, dict(zip(names[way], (r < k).tolist()))) for way, r in found.items() for k in ks]
+    protocol = dict(size=size, resize=resize or size, captions_per_image=per_image,
+                    split=bench.splits["test"], images=len(data), captions=len(texts))
+    return [(f"{way}_r{k}", 100 * (r < k).double().mean().item(), len(r), protocol,
+             dict(zip(names[way], (r < k).tolist()))) for way, r in found.items() for k in ks]
 
 # %% ../../nbs/evaluation/retrieval.ipynb #77345104
-TEMPLATES = {
-    "one": ["a photo of {article} {}."],
-    "few": ["a photo of {article} {}.", "a picture that shows {article} {}.", "a photo of the {}.",
-            "{article} {} seen from near by.", "a small picture of {article} {}.", "a scene with {article} {} in it."],
-}
+TEMPLATES = {"one": ["a photo of {article} {}."],
+             "few": ["a photo of {article} {}.", "a picture that shows {article} {}.",
+                     "a photo of the {}.", "{article} {} seen from near by.",
+                     "a small picture of {article} {}.", "a scene with {article} {} in it."]}
 
 def article(name: str) -> str: return "an" if name[:1].lower() in tuple("aeiou") else "a"
 
 def clean_name(name: str, qualifier: bool = True) -> str:
-    "The name of a class as words: no underscores, brackets or capitals; '/' is 'or'; without `qualifier` nothing of what stood in brackets."
+    """The name of a class as words: no underscores, brackets or capitals; '/' is 'or'; without
+    `qualifier` nothing of what stood in brackets.
+    """
     if not qualifier: name = name.split("(")[0]
-    for old, new in (("_", " "), ("(", " "), (")", " "), ("/", " or ")): name = name.replace(old, new)
+    for old, new in (("_", " "), ("(", " "), (")", " "), ("/", " or ")):
+        name = name.replace(old, new)
     return " ".join(name.lower().split()).rstrip(".")
 
+# %% ../../nbs/evaluation/retrieval.ipynb #f69e5e7b
 def read_templates(which: str) -> list[str]:
-    "Templates by name (one, few, clip7, clip80) or from a text file, one a line. Raises `BadInput` for an unknown name or a line without '{}'."
+    """Templates by name (one, few, clip7, clip80) or from a text file, one a line.
+
+    Raises `BadInput` for an unknown name or a line without '{}'.
+    """
     if which in TEMPLATES: return TEMPLATES[which]
     if which in ("clip7", "clip80"):
         try: import open_clip
-        except ImportError: raise BadInput(f"the templates {which} come with the package open_clip_torch; install it with pip, or use one or few.") from None
-        return [t("{}") for t in (open_clip.SIMPLE_IMAGENET_TEMPLATES if which == "clip7" else open_clip.OPENAI_IMAGENET_TEMPLATES)]
+        except ImportError:
+            raise BadInput(f"the templates {which} come with the package open_clip_torch; install "
+                           f"it with pip, or use one or few.") from None
+        return [t("{}") for t in (open_clip.SIMPLE_IMAGENET_TEMPLATES if which == "clip7"
+                                  else open_clip.OPENAI_IMAGENET_TEMPLATES)]
     if not Path(which).is_file():
-        raise BadInput(f"templates '{which}' are unknown; use one, few, clip7, clip80 or a text file with one template a line.")
-    lines = [line.strip() for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise BadInput(f"templates '{which}' are unknown; use one, few, clip7, clip80 or a text "
+                       f"file with one template a line.")
+    lines = [line.strip()
+             for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
     for line in lines or [""]:
         try: fits = "{}" in line and line.format("x", article="a")
         except (KeyError, IndexError, ValueError): fits = False
-        if not fits: raise BadInput(f"{which}: '{line}' is no template; write {{}} where the name shall stand, and {{article}} for a or an.")
+        if not fits:
+            raise BadInput(f"{which}: '{line}' is no template; write {{}} where the name shall "
+                           f"stand, and {{article}} for a or an.")
     return lines
 
 # %% ../../nbs/evaluation/retrieval.ipynb #82f16bf6
@@ -207,42 +281,68 @@ def prompt_ensemble(features: torch.Tensor) -> torch.Tensor:
     "Text features (C, T, D) of T templates to unit class vectors (C, D)."
     return F.normalize(F.normalize(features, dim=-1).mean(-2), dim=-1)
 
-def zero_shot_classifier(model, names: list[str], templates: list[str], device="cpu", progress: bool = True) -> torch.Tensor:
+def zero_shot_classifier(model, names: list[str], templates: list[str], device="cpu",
+                         progress: bool = True) -> torch.Tensor:
     "Unit vectors (C, D), one for each class name."
     texts = [t.format(name, article=article(name)) for name in names for t in templates]
-    return prompt_ensemble(encode_texts(model, texts, device, progress=progress).unflatten(0, (len(names), len(templates))))
+    return prompt_ensemble(encode_texts(model, texts, device, progress=progress).unflatten(
+        0, (len(names), len(templates))))
 
-def zero_shot_right(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor, device="cpu") -> dict[str, torch.Tensor]:
-    "Which images are right (N,) bool, as top1 and (from five classes on) top5, for image features (N, D), class vectors (C, D) and labels (N,). Raises `BadInput` for labels without a class."
+def zero_shot_right(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor,
+                    device="cpu") -> dict[str, torch.Tensor]:
+    """Which images are right (N,) bool, as top1 and (from five classes on) top5, for image features
+    (N, D), class vectors (C, D) and labels (N,).
+
+    Raises `BadInput` for labels without a class.
+    """
     if not len(labels) or labels.min() < 0 or labels.max() >= len(classifier):
-        raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; give the names of all classes.")
+        raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; "
+                       f"give the names of all classes.")
     found = ranks(images, classifier, labels[:, None], device)
     return {f"top{k}": found < k for k in (1, 5) if k <= len(classifier)}
 
 # %% ../../nbs/evaluation/retrieval.ipynb #83ee45dc
 def class_names(bench, names: str | None = None, qualifier: bool = True) -> list[str]:
-    "The names of the data set's classes, cleaned; or from a text file, one a line; or 'clip': CLIP's thousand of ImageNet. Raises `BadInput` unless there is one for each class."
+    """The names of the data set's classes, cleaned; or from a text file, one a line; or 'clip':
+    CLIP's thousand of ImageNet.
+
+    Raises `BadInput` unless there is one for each class.
+    """
     classes = getattr(bench.data("test"), "class_names", None)
-    if classes is None: raise BadInput(f"data set '{bench.dataset}' has no classes; this evaluation needs a data set of class folders.")
+    if classes is None:
+        raise BadInput(f"data set '{bench.dataset}' has no classes; this evaluation needs a data "
+                       f"set of class folders.")
     if names is None: return [clean_name(c, qualifier) for c in classes]
     if names == "clip":
         try: from open_clip import IMAGENET_CLASSNAMES as found
-        except ImportError: raise BadInput("CLIP's names of ImageNet come with the package open_clip_torch; install it with pip.") from None
-    elif not Path(names).is_file(): raise BadInput(f"names '{names}' is no file; give a text file with one class a line, in the order of the class folders, or clip.")
+        except ImportError:
+            raise BadInput("CLIP's names of ImageNet come with the package open_clip_torch; "
+                           "install it with pip.") from None
+    elif not Path(names).is_file():
+        raise BadInput(f"names '{names}' is no file; give a text file with one class a line, in "
+                       f"the order of the class folders, or clip.")
     else: found = Path(names).read_text(encoding="utf-8").split("\n")
     found = [n.strip() for n in found if n.strip()]
     if len(found) != len(classes):
-        raise BadInput(f"names '{names}' are {len(found)}, but data set '{bench.dataset}' has {len(classes)} classes; give one for each, in the order of the folders.")
+        raise BadInput(f"names '{names}' are {len(found)}, but data set '{bench.dataset}' has "
+                       f"{len(classes)} classes; give one for each, in the order of the folders.")
     return found
 
-def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None = None, qualifier: bool = True, resize: int | None = None) -> list[tuple]:
+# %% ../../nbs/evaluation/retrieval.ipynb #14b3ac22
+def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None = None,
+                   qualifier: bool = True, resize: int | None = None) -> list[tuple]:
     "Zero-shot top1 and top5 of the image-text model `bench.vit` on the test images."
     check_image_text(bench.vit)
-    labels, words, prompts = bench.labels("test"), class_names(bench, names, qualifier), read_templates(templates)
+    labels, words, prompts = (bench.labels("test"), class_names(bench, names, qualifier),
+                              read_templates(templates))
     bench.begin()
-    classifier = zero_shot_classifier(bench.vit, words, prompts, bench.device, bench.options["progress"])
-    images = encode_images(bench.vit, bench.data("test"), bench.device, resize=resize, **bench.options)
+    classifier = zero_shot_classifier(bench.vit, words, prompts, bench.device,
+                                      bench.options["progress"])
+    images = encode_images(bench.vit, bench.data("test"), bench.device, resize=resize,
+                           **bench.options)
     size = getattr(bench.vit, "image_size", 224)
-    protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem, num_templates=len(prompts),
-                    names=Path(names).stem if names else "data set", qualifier=qualifier)
-    return [(name, 100 * right.double().mean().item(), len(labels), protocol, right) for name, right in zero_shot_right(images, classifier, labels, bench.device).items()]
+    protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem,
+                    num_templates=len(prompts), names=Path(names).stem if names else "data set",
+                    qualifier=qualifier)
+    return [(name, 100 * right.double().mean().item(), len(labels), protocol, right)
+            for name, right in zero_shot_right(images, classifier, labels, bench.device).items()]

@@ -6,7 +6,7 @@
 __all__ = ['IGNORE', 'SEG_FORMS', 'confusion', 'seg_scores', 'seg_classes', 'class_presence', 'nested_subsets', 'resize_labels',
            'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid', 'dense_encoder', 'SegHead',
            'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order', 'SegCrops', 'crop_batches',
-           'cached_batches', 'whole_images', 'store_grids', 'judge', 'SegFit', 'fit_subset', 'eval_semseg',
+           'cached_batches', 'whole_images', 'store_grids', 'evaluate_heads', 'SegFit', 'fit_subset', 'eval_semseg',
            'patch_labels', 'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches',
            'fit_patches', 'eval_semseg_knn']
 
@@ -35,70 +35,107 @@ from .lowshot import mean_and_std
 IGNORE = 255   # the label of pixels that do not count
 
 def confusion(truth: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
-    "Pixel counts (C, C) int64, rows the true class, of two label tensors of one shape; a truth of 255 is not counted. Raises `BadInput` for another label that is no class."
+    """Pixel counts (C, C) int64, rows the true class, of two label tensors of one shape; a truth of
+    255 is not counted.
+
+    Raises `BadInput` for another label that is no class.
+    """
     counted = truth != IGNORE
     truth, predicted = truth[counted].long(), predicted[counted].long()
     for what, ids in (("true", truth), ("predicted", predicted)):
         if wrong := ids[(ids < 0) | (ids >= num_classes)][:1].tolist():
-            raise BadInput(f"a {what} label is {wrong[0]}, but there are {num_classes} classes (0 to {num_classes - 1}, 255 = ignore); correct the labels or the number of classes.")
-    return torch.bincount(truth * num_classes + predicted, minlength=num_classes ** 2).view(num_classes, num_classes)
+            raise BadInput(f"a {what} label is {wrong[0]}, but there are {num_classes} classes (0 "
+                           f"to {num_classes - 1}, 255 = ignore); correct the labels or the number "
+                           f"of classes.")
+    return torch.bincount(truth * num_classes + predicted,
+                          minlength=num_classes ** 2).view(num_classes, num_classes)
 
 def seg_scores(matrix: torch.Tensor) -> dict:
-    "miou, aacc, macc in percent and `iou`, a list with NaN for classes that are nowhere, of a confusion matrix (C, C)."
+    """miou, aacc, macc in percent and `iou`, a list with NaN for classes that are nowhere, of a
+    confusion matrix (C, C).
+    """
     m = matrix.double().cpu()
     right, truth, found = m.diagonal(), m.sum(1), m.sum(0)
     iou, recall = 100 * right / (truth + found - right), 100 * right / truth  # 0 / 0 is NaN
-    return dict(miou=iou.nanmean().item(), aacc=(100 * right.sum() / m.sum()).item(), macc=recall.nanmean().item(), iou=iou.tolist())
+    return dict(miou=iou.nanmean().item(), aacc=(100 * right.sum() / m.sum()).item(),
+                macc=recall.nanmean().item(), iou=iou.tolist())
 
 # %% ../../nbs/evaluation/semseg.ipynb #34edbae8
 def seg_classes(dataset) -> list[str]:
-    "The class names of a data set of label pictures. Raises `BadInput` for another kind of data set."
+    """The class names of a data set of label pictures.
+
+    Raises `BadInput` for another kind of data set.
+    """
     if not isinstance(dataset, Labelled):
-        raise BadInput("semantic segmentation needs label pictures and the names of their classes, which this data set lacks; use scenes-city, camvid, cityscapes or voc2012.")
-    if not dataset.classes: raise BadInput(f"{dataset.root}: has label pictures but no names of their classes; add classes.json, a list of them.")
+        raise BadInput("semantic segmentation needs label pictures and the names of their classes, "
+                       "which this data set lacks; use scenes-city, camvid, cityscapes or voc2012.")
+    if not dataset.classes:
+        raise BadInput(f"{dataset.root}: has label pictures but no names of their classes; add "
+                       f"classes.json, a list of them.")
     return dataset.classes
 
 def class_presence(dataset, rows) -> torch.Tensor:
-    "Which classes the images `rows` show: (n, C) bool. Raises `BadInput` for a label that is no class, or an image without any."
+    """Which classes the images `rows` show: (n, C) bool.
+
+    Raises `BadInput` for a label that is no class, or an image without any.
+    """
     C, out = len(seg_classes(dataset)), []
     for i in rows:
         ids = set(dataset.known(int(i))["mask"].unique().tolist()) - {IGNORE}
         if ids and max(ids) >= C:
-            raise BadInput(f"{dataset.masks[i]}: has the label {max(ids)}, but the data set names {C} classes (0 to {C - 1}, 255 = ignore); correct the classes or the labels.")
+            raise BadInput(f"{dataset.masks[i]}: has the label {max(ids)}, but the data set names "
+                           f"{C} classes (0 to {C - 1}, 255 = ignore); correct the classes or the "
+                           f"labels.")
         out.append([c in ids for c in range(C)])
-    if not any(map(any, out)): raise BadInput("no training image has a labelled pixel; check the label pictures.")
+    if not any(map(any, out)):
+        raise BadInput("no training image has a labelled pixel; check the label pictures.")
     return torch.tensor(out)
 
+# %% ../../nbs/evaluation/semseg.ipynb #6e2d7eb4
 def nested_subsets(num_images: int, labels=("all",), subsets: int = 3) -> dict:
-    "Rows of the training images for each budget in `labels` ('all', or a number of images): budget -> list of tensors (n,), sorted."
+    """Rows of the training images for each budget in `labels` ('all', or a number of images):
+    budget -> list of tensors (n,), sorted.
+    """
     out = {}
     for n in (labels,) if isinstance(labels, (str, int)) else labels or ("all",):
         if n != "all" and not (isinstance(n, int) and 2 <= n <= num_images):
-            raise BadInput(f"labels has {n!r}, but the training set has {num_images} images; give 'all' or numbers from 2 to {num_images}.")
-        orders = [torch.randperm(num_images, generator=torch.Generator().manual_seed(key_seed("semseg", s))) for s in range(1, subsets + 1)]
-        out[n] = [torch.arange(num_images)] if n in ("all", num_images) else [o[:n].sort().values for o in orders]
+            raise BadInput(f"labels has {n!r}, but the training set has {num_images} images; give "
+                           f"'all' or numbers from 2 to {num_images}.")
+        orders = [torch.randperm(
+            num_images, generator=torch.Generator().manual_seed(key_seed("semseg", s)))
+                  for s in range(1, subsets + 1)]
+        out[n] = ([torch.arange(num_images)] if n in ("all", num_images)
+                  else [o[:n].sort().values for o in orders])
     return out
 
 # %% ../../nbs/evaluation/semseg.ipynb #5ed73a86
 def resize_labels(mask: torch.Tensor, size, box=None) -> torch.Tensor:
-    "Label ids (H, W) at `size` = (height, width), by nearest neighbour, of the region `box` (left, top, right, bottom): int64."
-    image = Image.fromarray(mask.numpy().astype(np.uint8)).resize((size[1], size[0]), Image.NEAREST, box)
+    """Label ids (H, W) at `size` = (height, width), by nearest neighbour, of the region `box`
+    (left, top, right, bottom): int64.
+    """
+    image = Image.fromarray(mask.numpy().astype(np.uint8)).resize((size[1], size[0]), Image.NEAREST,
+                                                                  box)
     return torch.from_numpy(np.array(image)).long()
 
 def whole_view(image, patch: int, short: int | None = None) -> torch.Tensor:
-    "A PIL image with its shorter side about `short` (None: as it is), in whole patches: (3, H, W), normalised."
+    """A PIL image with its shorter side about `short` (None: as it is), in whole patches: (3, H,
+    W), normalised.
+    """
     w, h = image.size
     factor = short / min(w, h) if short else 1
     size = [max(patch, round(side * factor / patch) * patch) for side in (h, w)]
     return v2.Compose(to_normalised())(TF.resize(image, size, v2.InterpolationMode.BILINEAR))
 
-def seg_crop(image, mask: torch.Tensor, crop: int, short: int | None = None, scale=(.5, 2.), seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    "A random crop of an image and its labels: (3, crop, crop), normalised, 0 where padded, and (crop, crop) int64, 255 where padded."
+def seg_crop(image, mask: torch.Tensor, crop: int, short: int | None = None, scale=(.5, 2.),
+             seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random crop of an image and its labels: (3, crop, crop), normalised, 0 where padded, and
+    (crop, crop) int64, 255 where padded.
+    """
     rng, (w, h) = torch.Generator().manual_seed(seed), image.size
     draw = lambda low, high: low + (high - low) * torch.rand((), generator=rng).item()
     factor = draw(*scale) * (short / min(w, h) if short else 1)
-    H, W = round(h * factor), round(w * factor)                                  # of the scaled picture
-    height, width = min(crop, H), min(crop, W)                                   # of what is cut out of it
+    H, W = round(h * factor), round(w * factor)  # of the scaled picture
+    height, width = min(crop, H), min(crop, W)   # of what is cut out of it
     top, left = int(draw(0, H - height + 1)), int(draw(0, W - width + 1))
     box = (left * w / W, top * h / H, (left + width) * w / W, (top + height) * h / H)
     x = v2.Compose(to_normalised())(image.resize((width, height), Image.BILINEAR, box))
@@ -109,7 +146,7 @@ def seg_crop(image, mask: torch.Tensor, crop: int, short: int | None = None, sca
 # %% ../../nbs/evaluation/semseg.ipynb #91c01a11
 @dataclass(frozen=True)
 class SegForm:
-    "How a linear layer is trained for segmentation; the fields are part of every metric line."
+    "How a linear layer is trained for segmentation; the fields are part of every record."
     lrs: tuple = (1e-4, 3e-4, 1e-3, 3e-3)  # the rate is chosen on held-out training images
     weight_decay: float = 1e-3             # AdamW
     depths: tuple = (1.,)                  # blocks read, as shares of the depth; concatenated
@@ -121,7 +158,7 @@ class SegForm:
     iterations: int = 40_000
     batch: int = 16                        # images
     crop: int = 768                        # pixels; windows of the test too, with a stride of 2/3
-    short: int | None = None               # shorter side of the pictures before that, pixels; None: as they are
+    short: int | None = None  # shorter side of the pictures before that, pixels; None: as they are
     scale: tuple = (.5, 2.)                # random factor on it in training
 
     def blocks(self, depth: int) -> tuple:
@@ -130,17 +167,28 @@ class SegForm:
 
 SEG_FORMS = {
     "default": SegForm(),
-    "ibot": SegForm((7e-4,), .05, (1 / 3, 1 / 2, 2 / 3, 1.), False, False, schedule="linear", warmup=1500 / 160_000, iterations=160_000, crop=512, short=512),
-    "dinov3": SegForm((1e-3,), dropout=.1, crop=512, short=512),
-}
+    "ibot": SegForm((7e-4,), .05, (1 / 3, 1 / 2, 2 / 3, 1.), False, False, schedule="linear",
+                    warmup=1500 / 160_000, iterations=160_000, crop=512, short=512),
+    "dinov3": SegForm((1e-3,), dropout=.1, crop=512, short=512)}
 
+# %% ../../nbs/evaluation/semseg.ipynb #ee0309ef
 def seg_form(name: str, patch: int, **changes) -> SegForm:
-    "A named form with the `changes` that are not None. Raises `BadInput` for an unknown form or a crop that is not in whole patches."
-    if name not in SEG_FORMS: raise BadInput(f"segmentation form '{name}' is unknown; use {', '.join(SEG_FORMS)}.")
+    """A named form with the `changes` that are not None.
+
+    Raises `BadInput` for an unknown form or a crop that is not in whole patches.
+    """
+    if name not in SEG_FORMS:
+        raise BadInput(f"segmentation form '{name}' is unknown; use {', '.join(SEG_FORMS)}.")
     form = replace(SEG_FORMS[name], **{k: v for k, v in changes.items() if v is not None})
-    if form.crop < patch or form.crop % patch: raise BadInput(f"crop {form.crop} is not a multiple of the patch size {patch}; choose one that is.")
-    if form.iterations < 1 or form.batch < 2: raise BadInput(f"{form.iterations} iterations of {form.batch} images cannot train a layer; give at least 1 of 2.")
-    if form.short is not None and form.short < patch: raise BadInput(f"size {form.short} is less than a patch of {patch}; choose a larger shorter side.")
+    if form.crop < patch or form.crop % patch:
+        raise BadInput(f"crop {form.crop} is not a multiple of the patch size {patch}; choose one "
+                       f"that is.")
+    if form.iterations < 1 or form.batch < 2:
+        raise BadInput(f"{form.iterations} iterations of {form.batch} images cannot train a layer; "
+                       f"give at least 1 of 2.")
+    if form.short is not None and form.short < patch:
+        raise BadInput(f"size {form.short} is less than a patch of {patch}; choose a larger "
+                       f"shorter side.")
     return form
 
 def seg_factor(form: SegForm, step: int) -> float:
@@ -151,21 +199,30 @@ def seg_factor(form: SegForm, step: int) -> float:
 
 # %% ../../nbs/evaluation/semseg.ipynb #7ca78eda
 def colour_grid(images: torch.Tensor, patch: int = 16, cells: int = 4) -> torch.Tensor:
-    "The mean colours of `cells` x `cells` cells of each patch of images (B, 3, H, W): (B, H / patch, W / patch, 3 cells^2)."
+    """The mean colours of `cells` x `cells` cells of each patch of images (B, 3, H, W): (B, H /
+    patch, W / patch, 3 cells^2).
+    """
     means = F.avg_pool2d(images, patch // cells)                  # (B, 3, h cells, w cells)
     return F.pixel_unshuffle(means, cells).permute(0, 2, 3, 1)
 
 def dense_encoder(vit, device, layer="last", norm: bool = True, half: bool = False):
-    "(encode, patch): a function from normalised images (B, 3, H, W) to features (B, h, w, D) on `device`, and the side of a patch. `vit` None: colours."
+    """(encode, patch): a function from normalised images (B, 3, H, W) to features (B, h, w, D) on
+    `device`, and the side of a patch.
+
+    `vit` None: colours.
+    """
     if vit is None: return (lambda images: colour_grid(images.to(device))), 16
     vit, kind = vit.eval().to(device), torch.device(device).type
     def encode(images):
-        with torch.autocast(kind, torch.bfloat16, enabled=half and kind != "cpu"): return patch_grid(vit, images.to(device), layer, norm).float()
+        with torch.autocast(kind, torch.bfloat16, enabled=half and kind != "cpu"):
+            return patch_grid(vit, images.to(device), layer, norm).float()
     return encode, vit.patch_embed.patch_size[0]
 
 # %% ../../nbs/evaluation/semseg.ipynb #38a0c8f9
 class SegHead(nn.Module):
-    "Dropout of channels, BatchNorm and a linear layer, N(0, .01), on tokens (M, D); `images` (M,) says whose token each is."
+    """Dropout of channels, BatchNorm and a linear layer, N(0, .01), on tokens (M, D); `images` (M,)
+    says whose token each is.
+    """
     def __init__(self, dim: int, num_classes: int, form: SegForm, seed: int = 0):
         super().__init__()
         self.dropout, self.rng = form.dropout, torch.Generator().manual_seed(seed)
@@ -177,32 +234,43 @@ class SegHead(nn.Module):
     def forward(self, x: torch.Tensor, images: torch.Tensor | None = None) -> torch.Tensor:
         "Tokens (M, D) -> logits (M, C)."
         if self.training and self.dropout:
-            keep = torch.rand(int(images.max()) + 1, x.shape[1], generator=self.rng) >= self.dropout  # (B, D)
+            # (B, D)
+            keep = torch.rand(int(images.max()) + 1, x.shape[1], generator=self.rng) >= self.dropout
             x = x * keep.to(x.device)[images] / (1 - self.dropout)
         return self.linear(self.norm(x))
 
 def upsample(x: torch.Tensor, size) -> torch.Tensor:
-    "Bilinear enlargement (B, C, h, w) -> (B, C, H, W) as two matrix products: unlike interpolate's, their gradient is the same on every run on an accelerator."
-    weights = lambda n, to: F.interpolate(torch.eye(n, device=x.device)[None], to, mode="linear", align_corners=False)[0]   # (n, to)
+    """Bilinear enlargement (B, C, h, w) -> (B, C, H, W) as two matrix products: unlike
+    interpolate's, their gradient is the same on every run on an accelerator.
+    """
+    weights = lambda n, to: F.interpolate(torch.eye(n, device=x.device)[None], to, mode="linear",
+                                          align_corners=False)[0]  # (n, to)
     return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
 
+# %% ../../nbs/evaluation/semseg.ipynb #8cf26468
 def seg_loss(head: SegHead, grids: list, targets: list) -> torch.Tensor:
-    "Cross-entropy of a batch: tokens (h, w, D) and labels (H, W) of each image, which may differ in size."
+    """Cross-entropy of a batch: tokens (h, w, D) and labels (H, W) of each image, which may differ
+    in size.
+    """
     counts = torch.tensor([g.shape[0] * g.shape[1] for g in grids])
     images = torch.arange(len(grids)).repeat_interleave(counts).to(grids[0].device)
     logits = head(torch.cat([g.flatten(0, 1) for g in grids]), images).split(counts.tolist())
     total, alike = grids[0].new_zeros(()), {}
-    for x, g, y in zip(logits, grids, targets): alike.setdefault((g.shape[:2], y.shape), []).append((x.unflatten(0, g.shape[:2]), y))
-    for (_, size), found in alike.items():                                        # images of one size at once
+    for x, g, y in zip(logits, grids, targets):
+        alike.setdefault((g.shape[:2], y.shape), []).append((x.unflatten(0, g.shape[:2]), y))
+    for (_, size), found in alike.items():  # images of one size at once
         x, y = (torch.stack(column) for column in zip(*found))
-        total = total + F.cross_entropy(upsample(x.permute(0, 3, 1, 2), size), y, ignore_index=IGNORE, reduction="none").sum()
+        total = total + F.cross_entropy(upsample(x.permute(0, 3, 1, 2), size), y,
+                                        ignore_index=IGNORE, reduction="none").sum()
     return total / max(1, sum(int((y != IGNORE).sum()) for y in targets))
 
 class SegHeads:
     "A head for each learning rate of `form`, their optimiser and schedule."
     def __init__(self, form: SegForm, dim: int, num_classes: int, device, seed: int = 0):
         self.heads = [SegHead(dim, num_classes, form, seed).to(device) for _ in form.lrs]
-        self.optimiser = torch.optim.AdamW([dict(params=h.parameters(), lr=lr) for h, lr in zip(self.heads, form.lrs)], weight_decay=form.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            [dict(params=h.parameters(), lr=lr) for h, lr in zip(self.heads, form.lrs)],
+            weight_decay=form.weight_decay)
         self.schedule = LambdaLR(self.optimiser, lambda step: seg_factor(form, step))
 
     def step(self, grids: list, targets: list):
@@ -213,18 +281,27 @@ class SegHeads:
         self.schedule.step()
 
 # %% ../../nbs/evaluation/semseg.ipynb #db2fe9a0
-def windows(height: int, width: int, crop: int | None = None, stride: int | None = None) -> list[tuple]:
-    "Windows (top, left, height, width) that cover an image; `crop` None: one. The stride is 2/3 of the crop, unless given."
+def windows(height: int, width: int, crop: int | None = None,
+            stride: int | None = None) -> list[tuple]:
+    """Windows (top, left, height, width) that cover an image; `crop` None: one.
+
+    The stride is 2/3 of the crop, unless given.
+    """
     if crop is None: return [(0, 0, height, width)]
     stride = stride or crop * 2 // 3
-    starts = lambda side: [min(i * stride, side - crop) for i in range(-(-(side - crop) // stride) + 1)] if side > crop else [0]
-    return [(top, left, min(crop, height), min(crop, width)) for top in starts(height) for left in starts(width)]
+    starts = lambda side: [min(i * stride, side - crop)
+                           for i in range(-(-(side - crop) // stride) + 1)] if side > crop else [0]
+    return [(top, left, min(crop, height), min(crop, width)) for top in starts(height)
+            for left in starts(width)]
 
 @torch.no_grad()
 def seg_logits(head: SegHead, grids: torch.Tensor, boxes: list, size, out) -> torch.Tensor:
-    "Logits (C, *out) of a picture of `size` (H, W) from the features (n, h, w, D) of its windows `boxes`."
+    """Logits (C, *out) of a picture of `size` (H, W) from the features (n, h, w, D) of its windows
+    `boxes`.
+    """
     bilinear = lambda x, s: F.interpolate(x, tuple(s), mode="bilinear", align_corners=False)
-    x = head.eval()(grids.flatten(0, 2)).unflatten(0, grids.shape[:3]).permute(0, 3, 1, 2)   # (n, C, h, w)
+    # (n, C, h, w)
+    x = head.eval()(grids.flatten(0, 2)).unflatten(0, grids.shape[:3]).permute(0, 3, 1, 2)
     if len(boxes) > 1:
         total, count = x.new_zeros(x.shape[1], *size), x.new_zeros(*size)
         for part, (top, left, h, w) in zip(bilinear(x, boxes[0][2:]), boxes):
@@ -235,7 +312,9 @@ def seg_logits(head: SegHead, grids: torch.Tensor, boxes: list, size, out) -> to
 
 # %% ../../nbs/evaluation/semseg.ipynb #cf8dfdfe
 def seg_order(count: int, batch: int, iterations: int, seed: int):
-    "Batches of (pass, place) for `iterations` steps over `count` images; a batch may begin in one pass and end in the next."
+    """Batches of (pass, place) for `iterations` steps over `count` images; a batch may begin in one
+    pass and end in the next.
+    """
     def visits():
         epoch = 0
         while True:
@@ -245,18 +324,25 @@ def seg_order(count: int, batch: int, iterations: int, seed: int):
     for _ in range(iterations): yield list(islice(stream, batch))
 
 class SegCrops(Dataset):
-    "Random crops of the images `rows`: items (pass, place) are images (3, c, c), labels (c, c) and the place."
-    def __init__(self, dataset, rows, form: SegForm, seed: int): self.dataset, self.rows, self.form, self.seed = dataset, rows, form, seed
+    """Random crops of the images `rows`: items (pass, place) are images (3, c, c), labels (c, c)
+    and the place.
+    """
+    def __init__(self, dataset, rows, form: SegForm, seed: int):
+        self.dataset, self.rows, self.form, self.seed = dataset, rows, form, seed
     def __len__(self): return len(self.rows)
     def __getitem__(self, key):
         epoch, place = key
         item, f = self.dataset[int(self.rows[place])], self.form
-        return *seg_crop(item["image"], item["mask"], f.crop, f.short, f.scale, key_seed(self.seed, "semseg", epoch, int(self.rows[place]))), place
+        return *seg_crop(item["image"], item["mask"], f.crop, f.short, f.scale,
+                         key_seed(self.seed, "semseg", epoch, int(self.rows[place]))), place
 
 def crop_batches(encode, dataset, rows, form: SegForm, device, seed: int = 0, workers: int = 0):
-    "Yield features [(h, w, D)], labels [(c, c)] and places in `rows` for each step of `form`, on `device`."
+    """Yield features [(h, w, D)], labels [(c, c)] and places in `rows` for each step of `form`, on
+    `device`.
+    """
     order = seg_order(len(rows), form.batch, form.iterations, seed)
-    for images, labels, places in DataLoader(SegCrops(dataset, rows, form, seed), batch_sampler=order, num_workers=workers):
+    for images, labels, places in DataLoader(SegCrops(dataset, rows, form, seed),
+                                             batch_sampler=order, num_workers=workers):
         yield list(encode(images)), list(labels.to(device)), places.tolist()
 
 def cached_batches(stored: dict, rows, form: SegForm, device, seed: int = 0):
@@ -269,13 +355,15 @@ def cached_batches(stored: dict, rows, form: SegForm, device, seed: int = 0):
 # %% ../../nbs/evaluation/semseg.ipynb #5ce02132
 class _Whole(Dataset):
     "Whole images `rows` of a data set: row, image (3, H, W), labels (H0, W0)."
-    def __init__(self, dataset, rows, patch: int, short: int | None): self.dataset, self.rows, self.patch, self.short = dataset, rows, patch, short
+    def __init__(self, dataset, rows, patch: int, short: int | None):
+        self.dataset, self.rows, self.patch, self.short = dataset, rows, patch, short
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         item = self.dataset[int(self.rows[i])]
         return int(self.rows[i]), whole_view(item["image"], self.patch, self.short), item["mask"]
 
-def whole_images(dataset, rows, patch: int, short: int | None = None, workers: int = 0, progress: bool = False, what: str = "images"):
+def whole_images(dataset, rows, patch: int, short: int | None = None, workers: int = 0,
+                 progress: bool = False, what: str = "images"):
     "Yield row, image (3, H, W) and labels (H0, W0) of each of `rows`."
     loader = DataLoader(_Whole(dataset, rows, patch, short), batch_size=None, num_workers=workers)
     yield from track(loader, what, show=progress)
@@ -288,120 +376,176 @@ def store_grids(encode, dataset, rows, patch: int, short: int | None = None, **o
         out[row] = grid, resize_labels(labels, [4 * side for side in grid.shape[:2]])
     return out
 
-def judge(encode, dataset, rows, heads: list, num_classes: int, patch: int, short=None, crop=None, **options) -> torch.Tensor:
-    "Confusion matrices (len(heads), C, C) on the images `rows`; `heads` are pairs of a `SegHead` and the rows it judges (None: all). `crop` None: no windows."
+# %% ../../nbs/evaluation/semseg.ipynb #4cd50599
+def evaluate_heads(encode, dataset, rows, heads: list, num_classes: int, patch: int, short=None,
+                   crop=None, **options) -> torch.Tensor:
+    """Confusion matrices (len(heads), C, C) on the images `rows`; `heads` are pairs of a `SegHead`
+    and the rows it evaluates (None: all).
+
+    `crop` None: no windows.
+    """
     matrices = torch.zeros(len(heads), num_classes, num_classes, dtype=torch.long)
-    for row, image, labels in whole_images(dataset, rows, patch, short, what="segmentation", **options):
+    for row, image, labels in whole_images(dataset, rows, patch, short, what="segmentation",
+                                           **options):
         boxes = windows(*image.shape[1:], crop)
-        grids = torch.cat([encode(torch.stack([image[:, t:t + h, l:l + w] for t, l, h, w in boxes[i:i + 8]])) for i in range(0, len(boxes), 8)])
+        grids = torch.cat([
+            encode(torch.stack([image[:, t:t + h, l:l + w] for t, l, h, w in boxes[i:i + 8]]))
+            for i in range(0, len(boxes), 8)])
         truth = labels.to(grids.device)
         for i, (head, own) in enumerate(heads):
             if own is None or row in own:
-                matrices[i] += confusion(truth, seg_logits(head, grids, boxes, image.shape[1:], labels.shape).argmax(0), num_classes).cpu()
+                matrices[i] += confusion(
+                    truth, seg_logits(head, grids, boxes, image.shape[1:], labels.shape).argmax(0),
+                    num_classes).cpu()
     return matrices
 
 # %% ../../nbs/evaluation/semseg.ipynb #ebc68650
 @dataclass
 class SegFit:
     "Heads trained on one subset of the training images, one for each rate."
-    held: set         # rows of the images that judge `choosing`
+    held: set         # rows of the images that evaluate `choosing`
     choosing: list    # heads that have not seen them; [] where there is one rate
-    judged: list      # heads that have seen all
+    evaluated: list      # heads that have seen all
 
-def fit_subset(form: SegForm, rows: torch.Tensor, batches, num_classes: int, device="cpu", seed: int = 0, progress: bool = False) -> SegFit:
-    "Train the heads of `form` on the images `rows`; `batches` as of `crop_batches` on the same rows."
+def fit_subset(form: SegForm, rows: torch.Tensor, batches, num_classes: int, device="cpu",
+               seed: int = 0, progress: bool = False) -> SegFit:
+    """Train the heads of `form` on the images `rows`; `batches` as of `crop_batches` on the same
+    rows.
+    """
     count = max(1, len(rows) // 10) if len(form.lrs) > 1 else 0
-    held = set(torch.randperm(len(rows), generator=torch.Generator().manual_seed(key_seed(seed, "held out")))[:count].tolist())
-    judged = choosing = None
-    for grids, labels, places in track(batches, "linear segmentation", "steps", progress, form.iterations):
-        if judged is None:
-            judged, choosing = (SegHeads(form, grids[0].shape[-1], num_classes, device, seed) for _ in range(2))
-        judged.step(grids, labels)
+    held = set(torch.randperm(
+        len(rows),
+        generator=torch.Generator().manual_seed(key_seed(seed, "held out")))[:count].tolist())
+    evaluated = choosing = None
+    for grids, labels, places in track(batches, "linear segmentation", "steps", progress,
+                                       form.iterations):
+        if evaluated is None:
+            evaluated, choosing = (SegHeads(form, grids[0].shape[-1], num_classes, device, seed)
+                                   for _ in range(2))
+        evaluated.step(grids, labels)
         if held and (kept := [i for i, place in enumerate(places) if place not in held]):
             choosing.step([grids[i] for i in kept], [labels[i] for i in kept])
-    return SegFit({int(rows[i]) for i in held}, choosing.heads if held else [], judged.heads)
+    return SegFit({int(rows[i]) for i in held}, choosing.heads if held else [], evaluated.heads)
 
 # %% ../../nbs/evaluation/semseg.ipynb #6969938a
-def _lines(form: SegForm, base: dict, classes: list, count: int, chosen: list, tested: list, missing: list) -> list[tuple]:
-    "Metric lines of one budget: for each subset the held-out mIoU (`chosen`) and the test scores (`tested`) of the heads, and its missing classes."
-    best = lambda table: [int(np.argmax(np.nan_to_num(row))) for row in table]          # first of equals
-    paper, lines = best([[s["miou"] for s in heads] for heads in tested]), []
+def _records(form: SegForm, base: dict, classes: list, count: int, chosen: list, tested: list,
+             missing: list) -> list[tuple]:
+    """Records of one budget: for each subset the held-out mIoU (`chosen`) and the test scores
+    (`tested`) of the heads, and its missing classes.
+    """
+    best = lambda table: [int(np.argmax(np.nan_to_num(row))) for row in table]  # first of equals
+    paper, records = best([[s["miou"] for s in heads] for heads in tested]), []
     own = best(chosen) if len(form.lrs) > 1 else paper
-    for metric, places in (("miou", own), ("macc", own), ("aacc", own), ("miou_paper", paper))[:4 if len(form.lrs) > 1 else 3]:
+    for metric, places in (("miou", own), ("macc", own), ("aacc", own),
+                           ("miou_paper", paper))[:4 if len(form.lrs) > 1 else 3]:
         scores = [heads[i] for heads, i in zip(tested, places)]
         values = [s[metric.removesuffix("_paper")] for s in scores]
-        selection = "one rate" if len(form.lrs) == 1 else "test" if metric == "miou_paper" else "held-out train"
-        protocol = base | dict(selection=selection, subsets=len(tested), chosen_lr=[form.lrs[i] for i in places], chosen_by_subset=values, chosen_missing=missing)
-        if metric == "miou": protocol |= dict(chosen_iou=[{c: None if np.isnan(v) else round(v, 2) for c, v in zip(classes, s["iou"])} for s in scores])
+        selection = ("one rate" if len(form.lrs) == 1 else "test" if metric == "miou_paper"
+                     else "held-out train")
+        protocol = base | dict(selection=selection, subsets=len(tested),
+                               chosen_lr=[form.lrs[i] for i in places], chosen_by_subset=values,
+                               chosen_missing=missing)
+        if metric == "miou":
+            protocol |= dict(chosen_iou=[
+                {c: None if np.isnan(v) else round(v, 2) for c, v in zip(classes, s["iou"])}
+                for s in scores])
         mean, std = mean_and_std(values)
-        lines += [(metric, mean, count, protocol)] + ([(f"{metric}_std", std, count, protocol)] if len(tested) > 1 else [])
-    return lines
+        records += [(metric, mean, count, protocol)] + (
+            [(f"{metric}_std", std, count, protocol)] if len(tested) > 1 else [])
+    return records
 
+# %% ../../nbs/evaluation/semseg.ipynb #6525d915
 def eval_semseg(
     bench, spec=None,
     form: str = "default",        # a name in `SEG_FORMS`
     labels: tuple = ("all",),     # budgets of training images, e.g. (100, 372, 'all'); None: all
     size: int | None = None,      # shorter side of the pictures, pixels; None: the form's
     crop: int | None = None,      # training crop and test window, pixels; None: the form's
-    epochs: int | None = None,    # passes over the whole training set that set the iterations (for every budget); None: the form's iterations
+    # passes over the whole training set that set the iterations (for every budget); None: the
+    # form's iterations
+    epochs: int | None = None,
     batch: int | None = None,
     lrs: tuple[float, ...] | None = None,   # learning rates; None: the form's
     augment: bool = True,         # False: features of whole pictures, computed once
-    slide: bool | None = None,    # judge in windows of the crop; None: as `augment`
+    slide: bool | None = None,    # evaluate in windows of the crop; None: as `augment`
     half: bool = False,           # bfloat16 encoder on an accelerator
 ) -> list[tuple]:
-    "Linear semantic segmentation on frozen patch features: miou, macc, aacc and (of several rates) miou_paper in percent, and for budgets their std. Raises `BadInput` before any training."
+    """Linear semantic segmentation on frozen patch features: miou, macc, aacc and (of several
+    rates) miou_paper in percent, and for budgets their std.
+
+    Raises `BadInput` before any training.
+    """
     train, test, options = bench.data("train"), bench.data("test"), bench.options
-    classes, workers, slide = seg_classes(train), settings().workers if options["workers"] is None else options["workers"], augment if slide is None else slide
-    if seg_classes(test) != classes: raise BadInput("the training and the test split name different classes; check the data set.")
+    classes, workers, slide = (seg_classes(train), settings().workers if options["workers"] is None
+                               else options["workers"], augment if slide is None else slide)
+    if seg_classes(test) != classes:
+        raise BadInput("the training and the test split name different classes; check the data "
+                       "set.")
     name, patch = form, 16 if bench.vit is None else bench.vit.patch_embed.patch_size[0]
-    form = seg_form(name, patch, short=size, crop=crop, batch=batch, lrs=tuple(lrs) if lrs else None)
-    if epochs is not None: form = seg_form(name, patch, **asdict(form) | dict(iterations=epochs * -(-len(train) // form.batch)))
+    form = seg_form(name, patch, short=size, crop=crop, batch=batch,
+                    lrs=tuple(lrs) if lrs else None)
+    if epochs is not None:
+        form = seg_form(name, patch,
+                        **asdict(form) | dict(iterations=epochs * -(-len(train) // form.batch)))
     subsets = nested_subsets(len(train), labels)
     rows = torch.cat([r for found in subsets.values() for r in found]).unique()
     for data in (train, test): check(data, decode=0)
     bench.begin()
     shown = dict(zip(rows.tolist(), class_presence(train, rows)))
     class_presence(test, range(len(test)))
-    encode, _ = dense_encoder(bench.vit, bench.device, form.blocks(len(bench.vit.blocks)) if bench.vit is not None else "last", form.norm, half)
+    encode, _ = dense_encoder(bench.vit, bench.device, form.blocks(len(bench.vit.blocks))
+                              if bench.vit is not None else "last", form.norm, half)
     reading = dict(workers=workers, progress=options["progress"])
     stored = None if augment else store_grids(encode, train, rows, patch, form.short, **reading)
     C, fits, missing = len(classes), [], []
     for n, r in [(n, r) for n, found in subsets.items() for r in found]:
-        batches = crop_batches(encode, train, r, form, bench.device, bench.seed, workers) if augment else cached_batches(stored, r, form, bench.device, bench.seed)
+        batches = (crop_batches(encode, train, r, form, bench.device, bench.seed, workers)
+                   if augment else cached_batches(stored, r, form, bench.device, bench.seed))
         fits.append(fit_subset(form, r, batches, C, bench.device, bench.seed, options["progress"]))
         there = torch.stack([shown[int(i)] for i in r]).any(0)
         missing.append([c for c, has in zip(classes, there) if not has])
-    scores = lambda data, places, heads: [seg_scores(m) for m in judge(encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
-    chosen = scores(train, sorted(set().union(*(f.held for f in fits))), [(h, f.held) for f in fits for h in f.choosing])
-    tested = scores(test, range(len(test)), [(h, None) for f in fits for h in f.judged])
+    scores = lambda data, places, heads: [seg_scores(m) for m in evaluate_heads(
+        encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
+    chosen = scores(train, sorted(set().union(*(f.held for f in fits))),
+                    [(h, f.held) for f in fits for h in f.choosing])
+    tested = scores(test, range(len(test)), [(h, None) for f in fits for h in f.evaluated])
     used = {k: v for k, v in asdict(form).items() if augment or k != "scale"}
     if not (augment or slide): del used["crop"]
-    base = dict(form=name, augment=augment, slide=slide, half=half, features="tokens" if bench.vit else "colours") | used
-    lines, at, k = [], 0, len(form.lrs)
+    base = dict(form=name, augment=augment, slide=slide, half=half,
+                features="tokens" if bench.vit else "colours") | used
+    records, at, k = [], 0, len(form.lrs)
     for n, found in subsets.items():
         mine = range(at, at := at + len(found))
-        held, judged = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
-        lines += _lines(form, base | dict(labels=n), classes, len(test), [[s["miou"] for s in heads] for heads in held], judged, [missing[i] for i in mine])
-    return lines
+        held, evaluated = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
+        records += _records(form, base | dict(labels=n), classes,
+                            len(test), [[s["miou"] for s in heads] for heads in held], evaluated,
+                            [missing[i] for i in mine])
+    return records
 
 # %% ../../nbs/evaluation/semseg.ipynb #a9d06b23
 def patch_labels(mask: torch.Tensor, size: int, patch: int, num_classes: int) -> torch.Tensor:
-    "Labels of the pixels of each patch, (h w, patch^2) uint8, of a mask squashed to `size` x `size`; other ids become 255."
-    y = resize_labels(mask, (size, size)).unfold(0, patch, patch).unfold(1, patch, patch).flatten(0, 1).flatten(1)
+    """Labels of the pixels of each patch, (h w, patch^2) uint8, of a mask squashed to `size` x
+    `size`; other ids become 255.
+    """
+    y = resize_labels(mask, (size, size)).unfold(0, patch, patch).unfold(1, patch, patch).flatten(
+        0, 1).flatten(1)
     return torch.where(y < num_classes, y, IGNORE).to(torch.uint8)
 
 def most_frequent(labels: torch.Tensor, num_classes: int, dim: int) -> torch.Tensor:
     "The most frequent label along `dim`, int64; ties: the lowest class, 255 last."
     ids = torch.tensor([*range(num_classes), IGNORE], device=labels.device)
-    best, most = torch.full_like(labels.select(dim, 0), IGNORE, dtype=torch.long), torch.zeros_like(labels.select(dim, 0), dtype=torch.long)
+    best, most = (torch.full_like(labels.select(dim, 0), IGNORE, dtype=torch.long),
+                  torch.zeros_like(labels.select(dim, 0), dtype=torch.long))
     for c in ids:
         count = (labels == c).sum(dim)
         best, most = torch.where(count > most, c, best), torch.maximum(count, most)
     return best
 
-def squashed_patches(encode, dataset, rows, size: int, patch: int, num_classes: int, progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    "Features (n h w, D) and pixel labels (n h w, patch^2) of the patches of the images `rows`, on the CPU."
+def squashed_patches(encode, dataset, rows, size: int, patch: int, num_classes: int,
+                     progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (n h w, D) and pixel labels (n h w, patch^2) of the patches of the images `rows`, on
+    the CPU.
+    """
     x, y = [], []
     for i in track(rows, "patches", show=progress):
         item = dataset[int(i)]
@@ -412,27 +556,42 @@ def squashed_patches(encode, dataset, rows, size: int, patch: int, num_classes: 
 # %% ../../nbs/evaluation/semseg.ipynb #bff42683
 def check_distance(distance: str):
     "Raises `BadInput` for an unknown distance."
-    if distance not in ("cosine", "l2"): raise BadInput(f"distance '{distance}' is unknown; use cosine or l2.")
+    if distance not in ("cosine", "l2"):
+        raise BadInput(f"distance '{distance}' is unknown; use cosine or l2.")
 
-def nearest_patches(queries: torch.Tensor, gallery: torch.Tensor, k: int, distance: str = "cosine", device="cpu") -> torch.Tensor:
+def nearest_patches(queries: torch.Tensor, gallery: torch.Tensor, k: int, distance: str = "cosine",
+                    device="cpu") -> torch.Tensor:
     "Rows of the `k` nearest gallery patches (N, D) of each query (Q, D), nearest first: (Q, k)."
     check_distance(distance)
     if distance == "cosine": return nearest(queries, gallery, k, device)[1]
     ones, half_norm = torch.ones(len(queries), 1), -gallery.square().sum(1, keepdim=True) / 2
-    return nearest(torch.cat([queries, ones], 1), torch.cat([gallery, half_norm], 1), k, device, prepare=lambda x: x.float())[1]
+    return nearest(torch.cat([queries, ones], 1), torch.cat([gallery, half_norm], 1), k, device,
+                   prepare=lambda x: x.float())[1]
 
-def vote_patches(neighbours: torch.Tensor, labels: torch.Tensor, num_classes: int, truth: torch.Tensor, chunk: int = 1024) -> torch.Tensor:
-    "Confusion matrix of the pixel votes of `neighbours` (Q, k) with pixel labels (N, P), against the truth (Q, P)."
+def vote_patches(neighbours: torch.Tensor, labels: torch.Tensor, num_classes: int,
+                 truth: torch.Tensor, chunk: int = 1024) -> torch.Tensor:
+    """Confusion matrix of the pixel votes of `neighbours` (Q, k) with pixel labels (N, P), against
+    the truth (Q, P).
+    """
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for i in range(0, len(neighbours), chunk):
-        matrix += confusion(truth[i:i + chunk], most_frequent(labels[neighbours[i:i + chunk].cpu()], num_classes, 1), num_classes)
+        matrix += confusion(truth[i:i + chunk],
+                            most_frequent(labels[neighbours[i:i + chunk].cpu()], num_classes, 1),
+                            num_classes)
     return matrix
 
-def fit_patches(x: torch.Tensor, y: torch.Tensor, num_classes: int, C: float, max_iter: int = 1000, device="cpu"):
-    "Weights (C, D) and biases (C,) of logistic regression with an L2 penalty on the weights, by L-BFGS."
+# %% ../../nbs/evaluation/semseg.ipynb #b79678f1
+def fit_patches(x: torch.Tensor, y: torch.Tensor, num_classes: int, C: float, max_iter: int = 1000,
+                device="cpu"):
+    """Weights (C, D) and biases (C,) of logistic regression with an L2 penalty on the weights, by
+    L-BFGS.
+    """
     x, y = x.to(device), y.to(device)
-    weight, bias = (torch.zeros(s, device=device, requires_grad=True) for s in ((num_classes, x.shape[1]), (num_classes,)))
-    solver = torch.optim.LBFGS([weight, bias], max_iter=max_iter, tolerance_grad=1e-6, tolerance_change=1e-9, history_size=10, line_search_fn="strong_wolfe")
+    weight, bias = (torch.zeros(s, device=device, requires_grad=True)
+                    for s in ((num_classes, x.shape[1]), (num_classes,)))
+    solver = torch.optim.LBFGS([weight, bias], max_iter=max_iter,
+                               tolerance_grad=1e-6, tolerance_change=1e-9, history_size=10,
+                               line_search_fn="strong_wolfe")
     def loss():
         solver.zero_grad()
         value = F.cross_entropy(x @ weight.T + bias, y) + weight.square().sum() / (2 * C * len(x))
@@ -444,17 +603,24 @@ def fit_patches(x: torch.Tensor, y: torch.Tensor, num_classes: int, C: float, ma
 # %% ../../nbs/evaluation/semseg.ipynb #7d576044
 _CS = tuple((10. ** np.linspace(-6, 5, 8)).tolist())
 
-def _choose(classifier, x, y, test_x, test_y, num_classes: int, device, max_iter: int, grid) -> list[torch.Tensor]:
-    "Confusion matrices on test patches for each setting of `grid`: (k, distance) pairs, or values of C."
+def _choose(classifier, x, y, test_x, test_y, num_classes: int, device, max_iter: int,
+            grid) -> list[torch.Tensor]:
+    """Confusion matrices on test patches for each setting of `grid`: (k, distance) pairs, or values
+    of C.
+    """
     kept = (modes := most_frequent(y, num_classes, 1)) != IGNORE
     x, y, modes = x[kept], y[kept], modes[kept]
     if classifier == "logistic":
         fits = [fit_patches(x, modes, num_classes, C, max_iter, device) for C in grid]
-        return [confusion(test_y, (test_x @ w.T + b).argmax(1)[:, None].expand_as(test_y), num_classes) for w, b in fits]
+        return [
+            confusion(test_y, (test_x @ w.T + b).argmax(1)[:, None].expand_as(test_y), num_classes)
+            for w, b in fits]
     y = torch.where(y == IGNORE, modes[:, None].to(torch.uint8), y)
-    found = {d: nearest_patches(test_x, x, max(k for k, e in grid if e == d), d, device) for d in dict.fromkeys(d for _, d in grid)}
+    found = {d: nearest_patches(test_x, x, max(k for k, e in grid if e == d), d, device)
+             for d in dict.fromkeys(d for _, d in grid)}
     return [vote_patches(found[d][:, :k], y, num_classes, test_y) for k, d in grid]
 
+# %% ../../nbs/evaluation/semseg.ipynb #8df348ef
 def eval_semseg_knn(
     bench, spec=None,
     classifiers: tuple[str, ...] = ("knn", "logistic"),
@@ -463,12 +629,22 @@ def eval_semseg_knn(
     Cs: tuple[float, ...] = _CS, max_iter: int = 1000,   # of the logistic regression
     subsample: int = 1,                   # train on every so many-th patch
 ) -> list[tuple]:
-    "Segmentation by nearest patches and by logistic regression: miou and aacc in percent of squashed pictures. Raises `BadInput` before any work."
+    """Segmentation by nearest patches and by logistic regression: miou and aacc in percent of
+    squashed pictures.
+
+    Raises `BadInput` before any work.
+    """
     train, test, progress = bench.data("train"), bench.data("test"), bench.options["progress"]
-    C, patch = len(seg_classes(train)), 16 if bench.vit is None else bench.vit.patch_embed.patch_size[0]
-    if size < patch or size % patch: raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that is.")
-    if unknown := set(classifiers) - {"knn", "logistic"}: raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
-    if len(train) < 2 or subsample < 1: raise BadInput(f"{len(train)} training images, every {subsample}-th patch: give at least 2 images and a subsample of 1 or more.")
+    C, patch = (len(seg_classes(train)),
+                16 if bench.vit is None else bench.vit.patch_embed.patch_size[0])
+    if size < patch or size % patch:
+        raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
+                       f"is.")
+    if unknown := set(classifiers) - {"knn", "logistic"}:
+        raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
+    if len(train) < 2 or subsample < 1:
+        raise BadInput(f"{len(train)} training images, every {subsample}-th patch: give at least 2 "
+                       f"images and a subsample of 1 or more.")
     for distance in distances: check_distance(distance)
     for name, least in (("ks", min(ks)), ("Cs", min(Cs)), ("max_iter", max_iter)):
         if least <= 0: raise BadInput(f"{name} has {least}; give numbers above 0.")
@@ -476,18 +652,29 @@ def eval_semseg_knn(
     bench.begin()
     for data in (train, test): class_presence(data, range(len(data)))
     encode, _ = dense_encoder(bench.vit, bench.device)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(key_seed(bench.seed, "held out")))
-    held, rest = order[:max(1, len(train) // 10)].sort().values, order[max(1, len(train) // 10):].sort().values
-    sets = [squashed_patches(encode, data, rows, size, patch, C, progress) for data, rows in ((train, rest), (train, held), (test, range(len(test))))]
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(key_seed(bench.seed, "held out")))
+    held, rest = (order[:max(1, len(train) // 10)].sort().values,
+                  order[max(1, len(train) // 10):].sort().values)
+    sets = [squashed_patches(encode, data, rows, size, patch, C, progress)
+            for data, rows in ((train, rest), (train, held), (test, range(len(test))))]
     scaler = StandardScaler().fit(sets[0][0].numpy())
-    (x, y), (hx, hy), (tx, ty) = ((torch.from_numpy(scaler.transform(x.numpy())), y) for x, y in sets)
-    lines = []
+    (x, y), (hx, hy), (tx, ty) = ((torch.from_numpy(scaler.transform(x.numpy())), y)
+                                  for x, y in sets)
+    records = []
     for name in classifiers:
         grid = [(k, d) for k in ks for d in distances] if name == "knn" else list(Cs)
-        on_held = _choose(name, x[::subsample], y[::subsample], hx, hy, C, bench.device, max_iter, grid)
+        on_held = _choose(name, x[::subsample], y[::subsample], hx, hy, C, bench.device, max_iter,
+                          grid)
         best = grid[int(np.argmax([seg_scores(m)["miou"] for m in on_held]))]
-        found = seg_scores(_choose(name, torch.cat([x[::subsample], hx[::subsample]]), torch.cat([y[::subsample], hy[::subsample]]), tx, ty, C, bench.device, max_iter, [best])[0])
-        protocol = dict(classifier=name, size=size, patch=patch, features="colours" if bench.vit is None else "tokens", subsample=subsample, selection="held-out train") | \
-            (dict(ks=list(ks), distances=list(distances), chosen_k=best[0], chosen_distance=best[1]) if name == "knn" else dict(Cs=list(Cs), max_iter=max_iter, chosen_C=best))
-        lines += [(metric, found[metric], len(test), protocol) for metric in ("miou", "aacc")]
-    return lines
+        found = seg_scores(_choose(name, torch.cat([x[::subsample], hx[::subsample]]),
+                                   torch.cat([y[::subsample], hy[::subsample]]), tx, ty, C,
+                                   bench.device, max_iter, [best])[0])
+        protocol = dict(classifier=name, size=size, patch=patch,
+                        features="colours" if bench.vit is None else "tokens", subsample=subsample,
+                        selection="held-out train") | (
+                            dict(ks=list(ks), distances=list(distances), chosen_k=best[0],
+                                 chosen_distance=best[1]) if name == "knn"
+                            else dict(Cs=list(Cs), max_iter=max_iter, chosen_C=best))
+        records += [(metric, found[metric], len(test), protocol) for metric in ("miou", "aacc")]
+    return records

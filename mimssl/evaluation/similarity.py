@@ -13,22 +13,31 @@ import numpy as np, torch
 from ..data.settings import BadInput, pick_device
 from .dense import dense_blocks
 from .objects import category_names
-from .prompt_segmentation import masked_images, real_objects, token_counts, token_stream, unit_tokens, view_side
+from .prompt_segmentation import (masked_images, real_objects, token_counts,
+                                                   token_stream, unit_tokens, view_side)
 
 # %% ../../nbs/evaluation/similarity.ipynb #2ce2bc16
 def token_owners(inside: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    "The object that owns each token, (L,) int64, -1 for none; from pixels of n objects in each token (n, L) and pixels of each token (L,)."
+    """The object that owns each token, (L,) int64, -1 for none; from pixels of n objects in each
+    token (n, L) and pixels of each token (L,).
+    """
     largest_first = np.argsort(-inside.sum(1), kind="stable")
     owner = largest_first[inside[largest_first].argmax(0)]
     return np.where((2 * inside.max(0) >= pixels) & (pixels > 0), owner, -1)
 
 # %% ../../nbs/evaluation/similarity.ipynb #93e9dc73
-def pair_cosines(x: torch.Tensor, others: torch.Tensor | None = None, limit: int = 1000, rng: np.random.Generator | None = None) -> np.ndarray:
-    "Cosines of unit vectors: pairs within `x` (n, D), or of `x` with `others` (m, D); (at most `limit`,) float32. Above it, `rng` draws."
+def pair_cosines(x: torch.Tensor, others: torch.Tensor | None = None, limit: int = 1000,
+                 rng: np.random.Generator | None = None) -> np.ndarray:
+    """Cosines of unit vectors: pairs within `x` (n, D), or of `x` with `others` (m, D); (at most
+    `limit`,) float32.
+
+    Above it, `rng` draws.
+    """
     n = len(x)
     total = n * (n - 1) // 2 if others is None else n * len(others)
     chosen = np.arange(total) if total <= limit else rng.choice(total, limit, replace=False)
-    i, j = (index[chosen] for index in np.triu_indices(n, 1)) if others is None else np.divmod(chosen, len(others))
+    i, j = ((index[chosen] for index in np.triu_indices(n, 1)) if others is None
+            else np.divmod(chosen, len(others)))
     i, j = (torch.from_numpy(k).to(x.device) for k in (i, j))
     return (x[i] * (x if others is None else others)[j]).sum(1).clamp(-1, 1).cpu().numpy()
 
@@ -36,34 +45,49 @@ def pair_cosines(x: torch.Tensor, others: torch.Tensor | None = None, limit: int
 def auroc(a: np.ndarray, b: np.ndarray) -> float:
     "Probability that an entry of `a` is larger than one of `b`, ties half."
     b = np.sort(b)
-    return float((np.searchsorted(b, a).sum() + np.searchsorted(b, a, side="right").sum()) / (2 * len(a) * len(b)))
+    return float((np.searchsorted(b, a).sum()
+                  + np.searchsorted(b, a, side="right").sum()) / (2 * len(a) * len(b)))
 
 def dprime(a: np.ndarray, b: np.ndarray) -> float:
-    "Distance of the means in units of the root of the mean (population) variance; 0 for equal means."
+    """Distance of the means in units of the root of the mean (population) variance; 0 for equal
+    means.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return 0. if a.mean() == b.mean() else float((a.mean() - b.mean()) / np.sqrt((a.var() + b.var()) / 2))
+    return (0. if a.mean() == b.mean()
+            else float((a.mean() - b.mean()) / np.sqrt((a.var() + b.var()) / 2)))
 
 def mean_histogram(values, bins: int = 100) -> np.ndarray:
-    "The mean of the objects' histograms on [-1, 1], each of sum 1: (bins,) float64; `values`: a stream of arrays. Objects without values do not count."
+    """The mean of the objects' histograms on [-1, 1], each of sum 1: (bins,) float64; `values`: a
+    stream of arrays.
+
+    Objects without values do not count.
+    """
     total, objects = np.zeros(bins), 0
     for v in values:
-        if len(v): total, objects = total + np.histogram(v.astype(np.float64), bins, (-1, 1))[0] / len(v), objects + 1
+        if len(v):
+            total, objects = (total + np.histogram(v.astype(np.float64), bins, (-1, 1))[0] / len(v),
+                              objects + 1)
     return total / objects
 
 def overlap(p: np.ndarray, q: np.ndarray) -> float: return float(np.minimum(p, q).sum())
 
 # %% ../../nbs/evaluation/similarity.ipynb #faf20b1f
 def owned_tokens(item: dict, grid: tuple[int, int], background: bool = False) -> dict | None:
-    "Who owns each token of an image with at least two objects; None for other images. The background, if wanted, is number n of n objects."
+    """Who owns each token of an image with at least two objects; None for other images.
+
+    The background, if wanted, is number n of n objects.
+    """
     objects = real_objects(item)
     if len(objects) < 2: return None
     inside, pixels = token_counts([o["mask"].numpy() for o in objects], grid)
     owner = token_owners(inside, pixels)
     if background:
         outside = ~np.logical_or.reduce([o["mask"].numpy() for o in item["objects"]])
-        owner[(owner < 0) & (2 * token_counts([outside], grid)[0][0] >= pixels) & (pixels > 0)] = len(objects)
+        owner[(owner < 0) & (2 * token_counts([outside],
+                                              grid)[0][0] >= pixels) & (pixels > 0)] = len(objects)
     return dict(owner=owner, category=[o["category"] for o in objects], image=item["index"])
 
+# %% ../../nbs/evaluation/similarity.ipynb #4daa0914
 @dataclass
 class Similarities:
     "What is known about each object that owns a token, in the order of the data set."
@@ -79,32 +103,48 @@ class Similarities:
     def of(self, category: int) -> "Similarities":
         "The objects of one category."
         rows = np.flatnonzero(self.category == category)
-        return Similarities([self.intra[i] for i in rows], [self.inter[i] for i in rows], self.variance[rows], self.category[rows])
+        return Similarities([self.intra[i] for i in rows], [self.inter[i] for i in rows],
+                            self.variance[rows], self.category[rows])
 
     def by_category(self, metric: str, names: dict[int, str]) -> list[list]:
-        "[name, value of a score, objects] of each category that has pairs of both kinds, the most frequent first."
+        """[name, value of a score, objects] of each category that has pairs of both kinds, the most
+        frequent first.
+        """
         found = [(c, self.of(c)) for c in np.unique(self.category)]
-        rows = [[names.get(int(c), str(c)), one.scores()[metric], len(one.category)] for c, one in found if any(map(len, one.intra)) and any(map(len, one.inter))]
+        rows = [[names.get(int(c), str(c)), one.scores()[metric], len(one.category)]
+                for c, one in found if any(map(len, one.intra)) and any(map(len, one.inter))]
         return sorted(rows, key=lambda row: -row[2])
 
     def scores(self, bins: int = 100) -> dict[str, float]:
-        "auroc, dprime, overlap, mean and standard deviation of both, and the mean variance. Raises `BadInput` where there are no pairs."
-        a, b = (np.concatenate([np.empty(0, np.float32), *values]) for values in (self.intra, self.inter))
-        if not len(a) or not len(b):
-            raise BadInput("no image has two objects with tokens of their own; use larger images (option size) or another data set.")
-        mean, std = (lambda x: float(x.mean(dtype=np.float64))), (lambda x: float(x.std(dtype=np.float64)))
-        return dict(auroc=auroc(a, b), dprime=dprime(a, b), overlap=overlap(*self.histograms(bins)), intra_mean=mean(a),
-                    intra_std=std(a), inter_mean=mean(b), inter_std=std(b), variance=float(np.nanmean(self.variance)))
+        """auroc, dprime, overlap, mean and standard deviation of both, and the mean variance.
 
-def object_similarities(tokens: torch.Tensor, found: dict, centre: bool = False, limit: int = 1000, seed: int = 0) -> list[tuple]:
-    "(intra, inter, variance, category) of each object of an image that owns a token; `tokens` (h, w, D), `found` from `owned_tokens`."
+        Raises `BadInput` where there are no pairs.
+        """
+        a, b = (np.concatenate([np.empty(0, np.float32), *values])
+                for values in (self.intra, self.inter))
+        if not len(a) or not len(b):
+            raise BadInput("no image has two objects with tokens of their own; use larger images "
+                           "(option size) or another data set.")
+        mean, std = (lambda x: float(x.mean(dtype=np.float64))), (lambda x: float(x.std(
+            dtype=np.float64)))
+        return dict(auroc=auroc(a, b), dprime=dprime(a, b), overlap=overlap(*self.histograms(bins)),
+                    intra_mean=mean(a), intra_std=std(a), inter_mean=mean(b), inter_std=std(b),
+                    variance=float(np.nanmean(self.variance)))
+
+# %% ../../nbs/evaluation/similarity.ipynb #01230b53
+def object_similarities(tokens: torch.Tensor, found: dict, centre: bool = False, limit: int = 1000,
+                        seed: int = 0) -> list[tuple]:
+    """(intra, inter, variance, category) of each object of an image that owns a token; `tokens` (h,
+    w, D), `found` from `owned_tokens`.
+    """
     x, owner = unit_tokens(tokens, centre), torch.from_numpy(found["owner"]).to(tokens.device)
     rng, rows = np.random.default_rng([seed, found["image"]]), []
     for o, category in enumerate(found["category"]):
         own, others = x[owner == o], x[(owner >= 0) & (owner != o)]
         if not len(own): continue
         variance = (own - own.mean(0)).square().sum(1).mean().item() if len(own) > 1 else np.nan
-        rows.append((pair_cosines(own, None, limit, rng), pair_cosines(own, others, limit, rng), variance, category))
+        rows.append((pair_cosines(own, None, limit, rng), pair_cosines(own, others, limit, rng),
+                     variance, category))
     return rows
 
 # %% ../../nbs/evaluation/similarity.ipynb #e8df4652
@@ -118,50 +158,83 @@ def similarities(
     device="auto", batch_size: int = 16, workers: int | None = None, progress: bool = True,
     **features,                         # layer, norm, positions, kind and head of `patch_grid`
 ) -> Similarities:
-    "Cosines inside and between the objects of each image. Raises `BadInput` where there are no pairs."
+    """Cosines inside and between the objects of each image.
+
+    Raises `BadInput` where there are no pairs.
+    """
     if limit < 1: raise BadInput(f"limit is {limit}; draw at least one pair of each object.")
-    stream = token_stream(vit, dataset, partial(owned_tokens, background=background), size, keep_aspect, pick_device(str(device)),
-                          batch_size, workers, progress, **features)
-    rows = [row for tokens, found in stream for row in object_similarities(tokens, found, centre, limit, seed)]
-    if not rows: raise BadInput("no image of this data set has two objects of at least half a token; use larger images (option size) or another data set.")
+    stream = token_stream(vit, dataset, partial(owned_tokens, background=background), size,
+                          keep_aspect, pick_device(str(device)), batch_size, workers, progress,
+                          **features)
+    rows = [row for tokens, found in stream
+            for row in object_similarities(tokens, found, centre, limit, seed)]
+    if not rows:
+        raise BadInput("no image of this data set has two objects of at least half a token; use "
+                       "larger images (option size) or another data set.")
     intra, inter, variance, category = zip(*rows)
     return Similarities(list(intra), list(inter), np.array(variance), np.array(category))
 
+# %% ../../nbs/evaluation/similarity.ipynb #69d313f5
 def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: int = 4):
-    "The intra and inter distributions of several encoders, by name, side by side. Returns the figure."
+    """The intra and inter distributions of several encoders, by name, side by side.
+
+    Returns the figure.
+    """
     import matplotlib.pyplot as plt
     columns = min(columns, len(found))
-    lines = -(-len(found) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(1.65 * columns + .3, 1.35 * lines + .3), sharex=True, squeeze=False)
+    records = -(-len(found) // columns)
+    fig, axes = plt.subplots(records, columns, figsize=(1.65 * columns + .3, 1.35 * records + .3),
+                             sharex=True, squeeze=False)
     edges = np.linspace(-1, 1, bins + 1)
     for ax, (name, one) in zip(axes.flat, found.items()):
-        for histogram, label, colour in zip(one.histograms(bins), ("same object", "other objects"), ("C0", "C1")):
+        for histogram, label, colour in zip(one.histograms(bins), ("same object", "other objects"),
+                                            ("C0", "C1")):
             ax.stairs(histogram, edges, fill=True, alpha=.45, color=colour, label=label)
             ax.stairs(histogram, edges, color=colour, lw=.8)
         scores = one.scores(bins)
-        ax.set_title(f"{name}\nAUROC {scores['auroc']:.3f}, overlap {scores['overlap']:.2f}", fontsize=7, loc="left")
+        ax.set_title(f"{name}\nAUROC {scores['auroc']:.3f}, overlap {scores['overlap']:.2f}",
+                     fontsize=7, loc="left")
     for ax in axes.flat[len(found):]: ax.axis("off")
-    fig.supxlabel("cosine similarity", fontsize=8); axes[0, 0].set_ylabel("share of pairs"); axes[0, 0].legend(fontsize=6, loc="upper left")
+    fig.supxlabel("cosine similarity", fontsize=8)
+    axes[0, 0].set_ylabel("share of pairs")
+    axes[0, 0].legend(fontsize=6, loc="upper left")
     return fig
 
 # %% ../../nbs/evaluation/similarity.ipynb #4071ff86
 def eval_similarity(
-    bench, spec=None,                # reads images itself: `spec` is not used
-    size: int | None = None, keep_aspect: bool = False, layer: str | int | tuple[int, ...] = "last", norm: bool = True, kind: str = "tokens", positions: str = "bicubic",
-    centre: tuple[bool, ...] = (False,), background: bool = False, limit: int = 1000, bins: int = 100,
-    objects: str | None = None,      # 'instances', 'classes' or 'components'; None: instances where there are some
+    bench,
+    spec=None,  # reads images itself: `spec` is not used
+    size: int | None = None,
+    keep_aspect: bool = False,
+    layer: str | int | tuple[int, ...] = "last",
+    norm: bool = True,
+    kind: str = "tokens",
+    positions: str = "bicubic",
+    centre: tuple[bool, ...] = (False,),
+    background: bool = False,
+    limit: int = 1000,
+    bins: int = 100,
+    # 'instances', 'classes' or 'components'; None: instances where there are some
+    objects: str | None = None,
 ) -> list[tuple]:
-    "Similarity of patches inside and between objects [MMC, a reconstruction], for each value of `centre`."
-    own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm, kind=kind, positions=positions, background=background, limit=limit)
+    """Similarity of patches inside and between objects [MMC, a reconstruction], for each value of
+    `centre`.
+    """
+    own = dict(size=view_side(bench.vit, size), keep_aspect=keep_aspect, layer=layer, norm=norm,
+               kind=kind, positions=positions, background=background, limit=limit)
     for name, value in (("limit", limit), ("bins", bins)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
-    test, head, lines = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
+    test, head, records = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
     dense_blocks(bench.vit, layer, kind, positions, head)
     bench.begin()
     for c in (centre,) if isinstance(centre, bool) else centre:
-        found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, centre=c, head=head, **own, **bench.options)
-        (p, q), base = found.histograms(bins), own | dict(centre=c) | (dict(objects=test.kind) if test is not bench.data("test") else {})
+        found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, centre=c,
+                             head=head, **own, **bench.options)
+        (p, q), base = (found.histograms(bins), own | dict(centre=c)
+                        | (dict(objects=test.kind) if test is not bench.data("test") else {}))
         more = {"overlap": dict(bins=bins, chosen_intra=p.tolist(), chosen_inter=q.tolist())}
-        more |= {metric: dict(chosen_categories=found.by_category(metric, category_names(test))) for metric in ("auroc", "variance")}
-        lines += [(metric, value, len(found.intra), base | more.get(metric, {})) for metric, value in found.scores(bins).items()]
-    return lines
+        more |= {metric: dict(chosen_categories=found.by_category(metric, category_names(test)))
+                 for metric in ("auroc", "variance")}
+        records += [(metric, value, len(found.intra), base | more.get(metric, {}))
+                    for metric, value in found.scores(bins).items()]
+    return records

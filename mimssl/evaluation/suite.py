@@ -15,36 +15,46 @@ from pathlib import Path
 import torch
 from timm.models import VisionTransformer
 from torch.utils.data import Subset
-from ..data.lines import metric_line
-from ..data.outcomes import write_outcomes
+from ..data.records import metric_record
+from ..data.per_image import write_outcomes
 from ..data.settings import BadInput, make_folder, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .clustering import check_clusters, clustering
-from .features import FeatureSpec, check_encoder, check_finite, extract_all, pixel_features, pixel_stats, resolve
+from .features import (FeatureSpec, check_encoder, check_finite, extract_all,
+                                        pixel_features, pixel_stats, resolve)
 from .finetune import eval_finetune
 from .knn import KNN_VARIANTS, check_votes, knn, knn_sweep, nearest_neighbour
-from .lowshot import LOWSHOT_FORMS, classify, draw_subset, list_files, mean_and_std, read_subset
-from .probes import FORMS, AugmentedFeatures, CachedFeatures, check_classes, fitting_batch, probe_form, train_probe
+from .lowshot import (LOWSHOT_FORMS, classify, draw_subset, list_files,
+                                       mean_and_std, read_subset)
+from .linear import (FORMS, AugmentedFeatures, CachedFeatures, check_classes,
+                                      fitting_batch, probe_form, train_probe)
 from .prompt_segmentation import eval_prompt_segmentation
 from .retrieval import eval_retrieval, eval_zero_shot, load_open_clip
 from .semseg import eval_semseg, eval_semseg_knn
 from .similarity import eval_similarity
-from .transfer import eval_fewshot
-from .unsupervised import eval_attention_jaccard, eval_unsupervised_segmentation
-from .video import eval_davis
+from .fewshot import eval_fewshot
+from .unsupervised_segmentation import (eval_attention_jaccard,
+                                                         eval_unsupervised_segmentation)
+from .davis import eval_davis
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
 from ..parts.heads import load_patch_head
 
 # %% ../../nbs/evaluation/suite.ipynb #ce96de6a
 def load_model(
-    name: str,                   # whatever `mimssl.load` takes: a checkpoint, the name of a release or of a timm model; 'untrained:<timm name>' for random weights
+    # whatever `mimssl.load` takes: a checkpoint, the name of a release or of a timm model;
+    # 'untrained:<timm name>' for random weights
+    name: str,
     pretrained: bool = True,     # of a timm model: fetch its published weights
     image_size: int | None = None,  # of a timm model: another image size than its own
 ) -> VisionTransformer:   # or an image-text model
-    "An encoder without head, in eval mode. Raises `BadInput` for an unknown name, or one that is no ViT."
-    if name.startswith("open_clip:"): return load_open_clip(*name.removeprefix("open_clip:").split("/", 1))
+    """An encoder without head, in eval mode.
+
+    Raises `BadInput` for an unknown name, or one that is no ViT.
+    """
+    if name.startswith("open_clip:"):
+        return load_open_clip(*name.removeprefix("open_clip:").split("/", 1))
     if not name.startswith("untrained:"): return load(name, pretrained, image_size)
     return load_timm(name.removeprefix("untrained:"), pretrained=False, image_size=image_size)
 
@@ -54,7 +64,8 @@ def untrained(vit: VisionTransformer, seed: int = 0) -> VisionTransformer:
     fresh = copy.deepcopy(vit).cpu()
     positions = split_positions(vit)[1].detach().cpu()[0]
     rows, columns = vit.patch_embed.grid_size
-    fixed = rows == columns and vit.embed_dim % 4 == 0 and torch.allclose(positions, sincos_table(vit.embed_dim, rows), atol=1e-5)
+    fixed = (rows == columns and vit.embed_dim % 4 == 0
+             and torch.allclose(positions, sincos_table(vit.embed_dim, rows), atol=1e-5))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in fresh.modules():
@@ -69,12 +80,16 @@ def feature_protocol(vit, spec: FeatureSpec) -> dict:
     silent = {"half"} if not spec.half else set()
     if (spec.size, spec.size) == tuple(vit.patch_embed.img_size): silent |= {"positions"}
     stats = pixel_stats(vit)
-    own = {} if stats == (IMAGENET_MEAN, IMAGENET_STD) else {"pixel_mean": stats[0], "pixel_std": stats[1]}
+    own = ({} if stats == (IMAGENET_MEAN, IMAGENET_STD)
+           else {"pixel_mean": stats[0], "pixel_std": stats[1]})
     return {k: v for k, v in asdict(spec).items() if k not in silent} | own
 
 # %% ../../nbs/evaluation/suite.ipynb #c8d8a106
 def typed(value, kind, where: str):
-    "`value` as the annotated type `kind`: a type, a union, or a tuple of either. Raises `BadInput` naming `where`."
+    """`value` as the annotated type `kind`: a type, a union, or a tuple of either.
+
+    Raises `BadInput` naming `where`.
+    """
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in kinds or kind in (object, inspect.Parameter.empty): return value
     if float in kinds and type(value) in (int, str):
@@ -82,25 +97,37 @@ def typed(value, kind, where: str):
         except ValueError: pass
     for k in kinds:
         if tuple in (k, typing.get_origin(k)) and value not in ([], None):
-            return tuple(typed(v, *(typing.get_args(k) or (object,))[:1], where) for v in (value if isinstance(value, list) else [value]))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", tuple: "a list of one value or more"}
-    raise BadInput(f"{where} is {value!r}; give {' or '.join(words[typing.get_origin(k) or k] for k in kinds if k is not type(None))}.")
+            return tuple(typed(v, *(typing.get_args(k) or (object,))[:1], where)
+                         for v in (value if isinstance(value, list) else [value]))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name",
+             tuple: "a list of one value or more"}
+    raise BadInput(
+        f"{where} is {value!r}; give "
+        f"{' or '.join(words[typing.get_origin(k) or k] for k in kinds if k is not type(None))}.")
 
 # %% ../../nbs/evaluation/suite.ipynb #85661465
 class Begun(Exception):
     "Where the work begins, a rehearsal ends."
 
+# %% ../../nbs/evaluation/suite.ipynb #60205637
 class Bench:
     "An encoder and a data set of classes: hands out features and says what they are."
     rehearsing = False
-    def __init__(self, vit, dataset: str, device="auto", seed: int = 0, splits=("train", "val"), features: dict | None = None, workers: int | None = None, progress: bool = True, folder=None):
-        self.folder = folder                                      # of the run that trained the encoder, where it is known
-        self.vit, self.dataset, self.device, self.seed, self.splits = vit, dataset, pick_device(str(device)), seed, dict(zip(("train", "test"), splits))
-        self.options, self._open, self._known, known = dict(workers=workers, progress=progress), {}, {}, FeatureSpec.__dataclass_fields__
-        self.reading = dict(images=0, seconds=0.)                 # what reading features took so far, here and on other data sets
+    def __init__(self, vit, dataset: str, device="auto", seed: int = 0, splits=("train", "val"),
+                 features: dict | None = None, workers: int | None = None, progress: bool = True,
+                 folder=None):
+        self.folder = folder  # of the run that trained the encoder, where it is known
+        self.vit, self.dataset, self.device, self.seed, self.splits = (
+            vit, dataset, pick_device(str(device)), seed, dict(zip(("train", "test"), splits)))
+        self.options, self._open, self._known, known = (dict(workers=workers, progress=progress),
+                                                        {}, {}, FeatureSpec.__dataclass_fields__)
+        # what reading features took so far, here and on other data sets
+        self.reading = dict(images=0, seconds=0.)
         unknown = set(features or {}) - set(known)
-        if unknown: raise BadInput(f"feature option '{min(unknown)}' is unknown; use {', '.join(known)}.")
-        self.overrides = {k: typed(v, known[k].type, f"feature option {k}") for k, v in (features or {}).items()}
+        if unknown:
+            raise BadInput(f"feature option '{min(unknown)}' is unknown; use {', '.join(known)}.")
+        self.overrides = {k: typed(v, known[k].type, f"feature option {k}")
+                          for k, v in (features or {}).items()}
         if vit is not None and not hasattr(vit, "encode_image"): check_encoder(vit)
 
     def begin(self):
@@ -109,29 +136,43 @@ class Bench:
 
     def data(self, split: str):
         "The images of 'train' or 'test'."
-        if split not in self._open: self._open[split] = open_dataset(self.dataset, self.splits[split])
+        if split not in self._open:
+            self._open[split] = open_dataset(self.dataset, self.splits[split])
         return self._open[split]
 
     def labels(self, split: str) -> torch.Tensor:
         "The labels (N,) of a split, without reading an image."
-        if not hasattr(self.data(split), "targets"): raise BadInput(f"data set '{self.dataset}' has no classes; this evaluation needs a data set of class folders.")
+        if not hasattr(self.data(split), "targets"):
+            raise BadInput(f"data set '{self.dataset}' has no classes; this evaluation needs a "
+                           f"data set of class folders.")
         return torch.tensor(self.data(split).targets)
 
     def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        "The labels of the training (N,) and test images (Q,), both in the numbers of the training folders. Raises `BadInput` for a class without training images."
+        """The labels of the training (N,) and test images (Q,), both in the numbers of the training
+        folders.
+
+        Raises `BadInput` for a class without training images.
+        """
         train, test = self.labels("train"), self.labels("test")
         number = {name: i for i, name in enumerate(self.data("train").classes)}
         for name in self.data("test").classes:
-            if name not in number: raise BadInput(f"class {name} is in the test split but has no training image; add some or drop the class.")
+            if name not in number:
+                raise BadInput(f"class {name} is in the test split but has no training image; add "
+                               f"some or drop the class.")
         return train, torch.tensor([number[name] for name in self.data("test").classes])[test]
 
     def spec(self, layer="last", **wanted) -> FeatureSpec:
-        "The features an evaluation wants, with the user's overrides, for this encoder (4 last blocks of 3 are 3)."
+        """The features an evaluation wants, with the user's overrides, for this encoder (4 last
+        blocks of 3 are 3).
+        """
         layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
         return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
 
     def read(self, split: str, specs: list[FeatureSpec], rows: torch.Tensor | None = None):
-        "Extract features for all `specs` in one pass over the images (of `rows` alone, if given). Raises `BadInput` unless they are finite."
+        """Extract features for all `specs` in one pass over the images (of `rows` alone, if given).
+
+        Raises `BadInput` unless they are finite.
+        """
         labels, key = self.labels(split), "" if rows is None else str(key_seed(*rows.tolist()))
         self.begin()
         start = time.perf_counter()
@@ -142,7 +183,8 @@ class Bench:
             found = extract_all(self.vit, dataset, missing, self.device, data, **self.options)
             self._known |= {(split, s, key): check_finite(x) for s, (x, _) in zip(missing, found)}
             self._clock(len(dataset), start)
-        return [(self._known[split, s, key], labels if rows is None else labels[rows]) for s in specs]
+        return [(self._known[split, s, key], labels if rows is None else labels[rows])
+                for s in specs]
 
     def _clock(self, images: int, start: float):
         self.reading["images"] += images
@@ -155,20 +197,29 @@ class Bench:
     def both(self, spec: FeatureSpec) -> tuple:
         "Features and `matched_labels` of the training images, then of the test images."
         train_labels, test_labels = self.matched_labels()
-        return self.features("train", spec)[0], train_labels, self.features("test", spec)[0], test_labels
+        return (self.features("train", spec)[0], train_labels, self.features("test", spec)[0],
+                test_labels)
 
     def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
 
     def patch_head(self, kind: str):
-        "The patch head that was trained with the encoder, for patch features of the kind 'projected'; None for other kinds. Raises `BadInput` where there is none."
+        """The patch head that was trained with the encoder, for patch features of the kind
+        'projected'; None for other kinds.
+
+        Raises `BadInput` where there is none.
+        """
         if kind != "projected": return None
         head = load_patch_head(Path(self.folder) / "method.safetensors") if self.folder else None
-        if head is None: raise BadInput("kind is 'projected', but this encoder has no patch head; name an encoder.safetensors that still lies in the folder of its run of mmc or ibot, or use tokens or keys.")
+        if head is None:
+            raise BadInput("kind is 'projected', but this encoder has no patch head; name an "
+                           "encoder.safetensors that still lies in the folder of its run of mmc or "
+                           "ibot, or use tokens or keys.")
         return head
 
     def unusual(self) -> dict:
         "The test split and the seed, where they are not val and 0: a part of every protocol."
-        return ({} if self.splits["test"] == "val" else {"split": self.splits["test"]}) | ({"eval_seed": self.seed} if self.seed else {})
+        return ({} if self.splits["test"] == "val" else {"split": self.splits["test"]}) | (
+            {"eval_seed": self.seed} if self.seed else {})
 
     def names(self, split: str) -> list[str]:
         "The names of the images of a split, in their order."
@@ -197,143 +248,219 @@ class PixelBench(Bench):
         if split == "test" and self._mean is None: self.read("train", [None])
         if split not in self._known:
             start = time.perf_counter()
-            x, _, mean = pixel_features(self.data(split), self.side, self._mean if split == "test" else None, self.options["progress"])
+            x, _, mean = pixel_features(self.data(split), self.side, self._mean if split == "test"
+                                        else None, self.options["progress"])
             self._known[split], self._mean = x, self._mean if split == "test" else mean
             self._clock(len(x), start)
         x = self._known[split]
         return [(x, y) if rows is None else (x[rows], y[rows])] * len(specs)
 
 # %% ../../nbs/evaluation/suite.ipynb #bf9de4e5
-def eval_knn(bench: Bench, spec: FeatureSpec, variant: str, ks: tuple[int, ...] | None = None, temperature: float | None = None) -> list[tuple]:
+def eval_knn(bench: Bench, spec: FeatureSpec, variant: str, ks: tuple[int, ...] | None = None,
+             temperature: float | None = None) -> list[tuple]:
     "Weighted k-NN as in DINO, DINOv2 or MAE-CT: top1 and top5 for each k."
     v = KNN_VARIANTS[variant]
     votes = tuple(ks or v.ks), v.temperatures if temperature is None else (temperature,)
     check_votes(*votes, len(bench.labels("train")))
     features = bench.both(spec)
     rows = knn(*features, *votes, v.standardise, bench.device)
-    return [(metric, row[metric], len(features[3]), bench.protocol(spec) | dict(variant=variant, k=row["k"], temperature=row["temperature"], standardise=v.standardise),
-             *([row["right"]] if metric == "top1" else [])) for row in rows for metric in ("top1", "top5") if metric in row]
+    return [(metric, row[metric], len(features[3]), bench.protocol(spec)
+             | dict(variant=variant, k=row["k"], temperature=row["temperature"],
+                    standardise=v.standardise), *([row["right"]] if metric == "top1" else []))
+            for row in rows for metric in ("top1", "top5") if metric in row]
 
 # %% ../../nbs/evaluation/suite.ipynb #eeed929e
-def eval_knn_sweep(bench: Bench, spec: FeatureSpec, ks: tuple[int, ...] = (10, 20), temperatures: tuple[float, ...] = KNN_VARIANTS["moca"].temperatures) -> list[tuple]:
-    "MOCA's k-NN: the temperature is chosen on training images (top1), or on the test images (top1_paper)."
+def eval_knn_sweep(
+        bench: Bench, spec: FeatureSpec, ks: tuple[int, ...] = (10, 20),
+        temperatures: tuple[float, ...] = KNN_VARIANTS["moca"].temperatures) -> list[tuple]:
+    """MOCA's k-NN: the temperature is chosen on training images (top1), or on the test images
+    (top1_paper).
+    """
     N = len(bench.labels("train"))
     check_votes(ks, temperatures, N - max(1, N // 10))                 # without the held-out tenth
     features = bench.both(spec)
     swept = knn_sweep(*features, tuple(ks), tuple(temperatures), bench.seed, bench.device)
     base = bench.protocol(spec) | dict(variant="moca", temperatures=list(temperatures))
-    return [(metric, row[metric], len(features[3]), base | dict(k=k, selection=how, chosen_temperature=row[key]), *([row["right"]] if metric == "top1" else []))
-            for k, row in swept.items() for metric, key, how in (("top1", "temperature", "held-out train"), ("top1_paper", "temperature_paper", "test"))]
+    return [(metric, row[metric], len(features[3]),
+             base | dict(k=k, selection=how, chosen_temperature=row[key]),
+             *([row["right"]] if metric == "top1" else [])) for k, row in swept.items()
+            for metric, key, how in (("top1", "temperature", "held-out train"),
+                                     ("top1_paper", "temperature_paper", "test"))]
 
 # %% ../../nbs/evaluation/suite.ipynb #2b911e6b
 def eval_nn(bench: Bench, spec: FeatureSpec) -> list[tuple]:
-    "One nearest neighbour: leave-one-out inside the test images (Latent MIM's code), and in the training images."
+    """One nearest neighbour: leave-one-out inside the test images (Latent MIM's code), and in the
+    training images.
+    """
     train, train_labels, test, test_labels = bench.both(spec)
     inside = nearest_neighbour(test, test_labels, bench.device)
     usual = knn(train, train_labels, test, test_labels, (1,), device=bench.device)[0]
-    return [("top1_leave_one_out", inside, len(test), bench.protocol(spec) | dict(gallery="test, leave-one-out")),
-            ("top1_train", usual["top1"], len(test), bench.protocol(spec) | dict(gallery="train"), usual["right"])]
+    return [("top1_leave_one_out", inside, len(test),
+             bench.protocol(spec) | dict(gallery="test, leave-one-out")),
+            ("top1_train", usual["top1"], len(test), bench.protocol(spec) | dict(gallery="train"),
+             usual["right"])]
 
 # %% ../../nbs/evaluation/suite.ipynb #e1224382
-def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None = None, batch: int | None = None, augment: bool = False) -> list[tuple]:
-    "A linear probe: top1 and (from five classes on) top5 of the head chosen on held-out training images, top1_paper as the papers select."
-    name, form, width, augment = form, probe_form(form, epochs), None, augment and bench.vit is not None   # raw pixels stay as they are
+def eval_linear(bench: Bench, spec: FeatureSpec, form: str, epochs: int | None = None,
+                batch: int | None = None, augment: bool = False) -> list[tuple]:
+    """A linear probe: top1 and (from five classes on) top5 of the head chosen on held-out training
+    images, top1_paper as the papers select.
+    """
+    name, form, width, augment = (form, probe_form(form, epochs), None,
+                                  augment and bench.vit is not None)  # raw pixels stay as they are
     check_classes(*bench.matched_labels())
     batch = fitting_batch(form.batch if batch is None else batch, len(bench.labels("train")))
     if form.inputs and {"layer", "pooling"} & set(bench.overrides):
-        raise BadInput(f"the probe form '{name}' tries several layers and poolings itself; leave layer and pooling out, or use another form.")
+        raise BadInput(f"the probe form '{name}' tries several layers and poolings itself; leave "
+                       f"layer and pooling out, or use another form.")
     if form.inputs and spec is None: form = replace(form, inputs=())
-    elif form.inputs: form, width = replace(form, inputs=tuple(dict.fromkeys((min(n, spec.layer), m) for n, m in form.inputs))), bench.vit.embed_dim
+    elif form.inputs:
+        form, width = (replace(
+            form, inputs=tuple(dict.fromkeys((min(n, spec.layer), m) for n, m in form.inputs))),
+                       bench.vit.embed_dim)
     features = bench.both(spec)
-    source = AugmentedFeatures(bench.vit, bench.data("train"), spec, form, batch, bench.device, bench.seed, bench.options["workers"]) if augment \
-        else CachedFeatures(*features[:2], batch, bench.device, bench.seed)
+    source = (AugmentedFeatures(bench.vit, bench.data("train"), spec, form, batch, bench.device,
+                                bench.seed, bench.options["workers"]) if augment
+              else CachedFeatures(*features[:2], batch, bench.device, bench.seed))
     found = train_probe(form, source, *features, width, bench.seed, bench.options["progress"])
-    base = bench.protocol(spec) | dict(form=name, optimiser=form.optimiser, epochs=form.epochs, batch=batch, batch_norm=form.batch_norm,
-                                       base_lrs=list(form.lrs), weight_decays=list(form.weight_decays), augment=augment)
-    line = lambda metric, value, head, how: (metric, value, len(features[3]), base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
-    top5 = [line("top5", found.top5, found.head, "held-out train")] if len(features[1].unique()) >= 5 else []
-    return [(*line("top1", found.top1, found.head, "held-out train"), found.right), *top5, line("top1_paper", found.top1_paper, found.head_paper, "test")]
+    base = bench.protocol(spec) | dict(form=name, optimiser=form.optimiser,
+                                       epochs=form.epochs, batch=batch, batch_norm=form.batch_norm,
+                                       base_lrs=list(form.lrs),
+                                       weight_decays=list(form.weight_decays), augment=augment)
+    record = lambda metric, value, head, how: (
+        metric, value, len(features[3]),
+        base | dict(selection=how) | {f"chosen_{k}": v for k, v in head.items()})
+    top5 = ([record("top5", found.top5, found.head, "held-out train")]
+            if len(features[1].unique()) >= 5 else [])
+    return [(*record("top1", found.top1, found.head, "held-out train"), found.right), *top5,
+            record("top1_paper", found.top1_paper, found.head_paper, "test")]
 
 # %% ../../nbs/evaluation/suite.ipynb #a66cd894
-def eval_lowshot(bench: Bench, spec: FeatureSpec, form: str, shots: tuple[int | float, ...] = (1, 2, 5, 0.01), lists: str | None = None) -> list[tuple]:
-    "Logistic regression on few images: mean (top1) and standard deviation (top1_std) over the subsets; `lists` is a folder of published lists."
+def eval_lowshot(bench: Bench,
+                 spec: FeatureSpec, form: str, shots: tuple[int | float, ...] = (1, 2, 5, 0.01),
+                 lists: str | None = None) -> list[tuple]:
+    """Logistic regression on few images: mean (top1) and standard deviation (top1_std) over the
+    subsets; `lists` is a folder of published lists.
+    """
     (labels, test_labels), f = bench.matched_labels(), LOWSHOT_FORMS[form]
-    subsets = {n: [read_subset(p, bench.data("train").files, labels) for p in list_files(lists, n)] if lists else [draw_subset(labels, n, s) for s in (1, 2, 3)] for n in shots}
+    subsets = {n: [read_subset(p, bench.data("train").files, labels) for p in list_files(lists, n)]
+               if lists else [draw_subset(labels, n, s) for s in (1, 2, 3)] for n in shots}
     rows = torch.cat([r for rs in subsets.values() for r in rs]).unique()
-    (train, train_labels), (test, _) = bench.features("train", spec, rows), bench.features("test", spec)
+    (train, train_labels), (test, _) = (bench.features("train", spec, rows),
+                                        bench.features("test", spec))
     scores = []
     for n, found in subsets.items():
         places = [torch.searchsorted(rows, r) for r in found]
-        right = torch.stack([classify(train[p], train_labels[p], test, f) == test_labels for p in places]).double()  # (subsets, Q)
+        right = torch.stack([classify(train[p], train_labels[p], test, f) == test_labels
+                             for p in places]).double()  # (subsets, Q)
         values = (100 * right.mean(1)).tolist()
-        protocol = bench.protocol(spec) | dict(form=form, shots=n, subsets=len(found), lists="published" if lists else "drawn", lambd=f.lambd, chosen_by_subset=values)
+        protocol = bench.protocol(spec) | dict(form=form, shots=n, subsets=len(found),
+                                               lists="published" if lists else "drawn",
+                                               lambd=f.lambd, chosen_by_subset=values)
         mean, std = mean_and_std(values)
-        scores += [("top1", mean, len(test), protocol, right.mean(0)), ("top1_std", std, len(test), protocol)]
+        scores += [("top1", mean, len(test), protocol, right.mean(0)),
+                   ("top1_std", std, len(test), protocol)]
     return scores
 
 # %% ../../nbs/evaluation/suite.ipynb #d243500f
-def eval_clustering(bench: Bench, spec: FeatureSpec, num_clusters: int | None = None, restarts: int = 10, normalise: bool = True, pca: int | None = None) -> list[tuple]:
-    "Mini-batch k-means on the test images, the run of lowest loss: acc, nmi, ami, ari in percent, silhouette."
+def eval_clustering(bench: Bench, spec: FeatureSpec, num_clusters: int | None = None,
+                    restarts: int = 10, normalise: bool = True,
+                    pca: int | None = None) -> list[tuple]:
+    """Mini-batch k-means on the test images, the run of lowest loss: acc, nmi, ami, ari in percent,
+    silhouette.
+    """
     labels = bench.labels("test")
-    check_clusters(len(labels.unique()) if num_clusters is None else num_clusters, len(labels), restarts)
+    check_clusters(len(labels.unique()) if num_clusters is None else num_clusters, len(labels),
+                   restarts)
     test, labels = bench.features("test", spec)
     found = clustering(test, labels, num_clusters, restarts, normalise, pca, bench.seed)
-    protocol = bench.protocol(spec) | dict(num_clusters=num_clusters or len(labels.unique()), restarts=restarts, normalise=normalise, pca=pca)
-    return [(metric, found[metric], len(test), protocol) for metric in ("acc", "nmi", "ami", "ari", "silhouette")]
+    protocol = bench.protocol(spec) | dict(num_clusters=num_clusters or len(labels.unique()),
+                                           restarts=restarts, normalise=normalise, pca=pca)
+    return [(metric, found[metric], len(test), protocol)
+            for metric in ("acc", "nmi", "ami", "ari", "silhouette")]
 
 # %% ../../nbs/evaluation/suite.ipynb #1b611bbc
 @dataclass(frozen=True)
 class Evaluation:
     "One name of the suite."
-    function: Callable                  # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes])
+    # (bench, spec, **fixed, **options) -> scores: (metric, value, count, protocol[, outcomes])
+    function: Callable
     wants: dict | None = None           # fields of `FeatureSpec`; None: it reads images itself
     fixed: dict = field(default_factory=dict)
     reads: tuple = ("train", "test")    # splits whose features it reads whole
-    colours: bool = False               # of those that read images themselves: works without an encoder, on the colours of patches
+    # of those that read images themselves: works without an encoder, on the colours of patches
+    colours: bool = False
 
     @property
     def on_pixels(self) -> bool: return self.wants is not None or self.colours
 
 def _knn(variant: str, function=eval_knn) -> Evaluation:
     v = KNN_VARIANTS[variant]
-    return Evaluation(function, dict(pooling=v.pooling, norm=v.norm), {"variant": variant} if function is eval_knn else {})
+    return Evaluation(function, dict(pooling=v.pooling, norm=v.norm),
+                      {"variant": variant} if function is eval_knn else {})
 
 def _lowshot(form: str) -> Evaluation:
     f = LOWSHOT_FORMS[form]
-    return Evaluation(eval_lowshot, dict(pooling=f.pooling, norm=f.norm, interpolation=f.interpolation), {"form": form}, ("test",))
+    return Evaluation(eval_lowshot,
+                      dict(pooling=f.pooling, norm=f.norm, interpolation=f.interpolation),
+                      {"form": form}, ("test",))
 
 # %% ../../nbs/evaluation/suite.ipynb #5b44fc34
-SUITE = {
-    "knn": _knn("dino"), "knn_dinov2": _knn("dinov2"), "knn_moca": _knn("moca", eval_knn_sweep), "knn_mae_ct": _knn("mae_ct"),
-    "nn": Evaluation(eval_nn, dict(pooling="mean", norm=False)),
-    **{"linear" if form == "mae" else f"linear_{form}": Evaluation(eval_linear, dict(layer=f.layer, pooling=f.pooling), {"form": form}) for form, f in FORMS.items()},
-    "lowshot": _lowshot("msn"), "lowshot_moca": _lowshot("moca"), "lowshot_mae_ct": _lowshot("mae_ct"),
-    "clustering": Evaluation(eval_clustering, dict(pooling="cls"), {}, ("test",)),
-    "fewshot": Evaluation(eval_fewshot, dict(pooling="mean", norm=False), {}, ()),
-    "finetune": Evaluation(eval_finetune), "finetune_moca": Evaluation(eval_finetune, None, {"recipe": "moca"}),
-    "semseg": Evaluation(eval_semseg, colours=True), "semseg_knn": Evaluation(eval_semseg_knn, colours=True),
-    "unsupervised_segmentation": Evaluation(eval_unsupervised_segmentation, colours=True),
-    "attention_jaccard": Evaluation(eval_attention_jaccard), "davis": Evaluation(eval_davis, colours=True),
-    "prompt_segmentation": Evaluation(eval_prompt_segmentation), "similarity": Evaluation(eval_similarity),
-    "retrieval": Evaluation(eval_retrieval), "zero_shot": Evaluation(eval_zero_shot),
-}
+SUITE = {"knn": _knn("dino"),
+         "knn_dinov2": _knn("dinov2"),
+         "knn_moca": _knn("moca", eval_knn_sweep),
+         "knn_mae_ct": _knn("mae_ct"),
+         "nn": Evaluation(eval_nn, dict(pooling="mean", norm=False)),
+         **{"linear" if form == "mae" else f"linear_{form}": Evaluation(
+             eval_linear, dict(layer=f.layer, pooling=f.pooling), {"form": form})
+            for form, f in FORMS.items()},
+         "lowshot": _lowshot("msn"),
+         "lowshot_moca": _lowshot("moca"),
+         "lowshot_mae_ct": _lowshot("mae_ct"),
+         "clustering": Evaluation(eval_clustering, dict(pooling="cls"), {}, ("test",)),
+         "fewshot": Evaluation(eval_fewshot, dict(pooling="mean", norm=False), {}, ()),
+         "finetune": Evaluation(eval_finetune),
+         "finetune_moca": Evaluation(eval_finetune, None, {"recipe": "moca"}),
+         "semseg": Evaluation(eval_semseg, colours=True),
+         "semseg_knn": Evaluation(eval_semseg_knn, colours=True),
+         "unsupervised_segmentation": Evaluation(eval_unsupervised_segmentation, colours=True),
+         "attention_jaccard": Evaluation(eval_attention_jaccard),
+         "davis": Evaluation(eval_davis, colours=True),
+         "prompt_segmentation": Evaluation(eval_prompt_segmentation),
+         "similarity": Evaluation(eval_similarity),
+         "retrieval": Evaluation(eval_retrieval),
+         "zero_shot": Evaluation(eval_zero_shot)}
 
 def suite_names(suite) -> list[str]:
-    "The evaluations in `suite` ('knn,linear', or a list). Raises `BadInput` for a name that is not in `SUITE`."
+    """The evaluations in `suite` ('knn,linear', or a list).
+
+    Raises `BadInput` for a name that is not in `SUITE`.
+    """
     names = [n.strip() for n in (suite.split(",") if isinstance(suite, str) else suite)]
     for name in names:
-        if name not in SUITE: raise BadInput(f"evaluation '{name}' is not in the suite; use {', '.join(SUITE)}.")
+        if name not in SUITE:
+            raise BadInput(f"evaluation '{name}' is not in the suite; use {', '.join(SUITE)}.")
     return names
 
 # %% ../../nbs/evaluation/suite.ipynb #20d0536e
 def _options(names: list[str], options: dict | None) -> dict:
-    "The options of each evaluation. Raises `BadInput` for an evaluation that is not run, an option it does not have or a value of another type."
+    """The options of each evaluation.
+
+    Raises `BadInput` for an evaluation that is not run, an option it does not have or a value of
+    another type.
+    """
     found = {name: dict(SUITE[name].fixed) for name in names}
     for name, given in (options or {}).items():
-        if name not in names: raise BadInput(f"options are given for '{name}', which is not among the evaluations {', '.join(names)}; add it or drop its options.")
-        known = {k: p.annotation for k, p in list(inspect.signature(SUITE[name].function).parameters.items())[2:] if k not in SUITE[name].fixed}
+        if name not in names:
+            raise BadInput(f"options are given for '{name}', which is not among the evaluations "
+                           f"{', '.join(names)}; add it or drop its options.")
+        known = {k: p.annotation
+                 for k, p in list(inspect.signature(SUITE[name].function).parameters.items())[2:]
+                 if k not in SUITE[name].fixed}
         for key, value in (given or {}).items():
-            if key not in known: raise BadInput(f"evaluation '{name}' has no option '{key}'; it knows {', '.join(known) or 'none'}.")
+            if key not in known:
+                raise BadInput(f"evaluation '{name}' has no option '{key}'; it knows "
+                               f"{', '.join(known) or 'none'}.")
             found[name][key] = typed(value, known[key], f"{name}.{key}")
     return found
 
@@ -344,37 +471,56 @@ def forget_peak(device: torch.device):
     elif os.access("/proc/self/clear_refs", os.W_OK): Path("/proc/self/clear_refs").write_text("5")
 
 def peak_mb(device: torch.device) -> float:
-    "The most memory in MiB that was in use since `forget_peak`: of the accelerator, else resident memory; that of the whole process, with all that it holds besides."
+    """The most memory in MiB that was in use since `forget_peak`: of the accelerator, else resident
+    memory; that of the whole process, with all that it holds besides.
+    """
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2 ** 20
     status = Path("/proc/self/status")
     if not status.is_file():
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 2 ** 10
+    return int(next(line for line in status.read_text().splitlines()
+                    if line.startswith("VmHWM")).split()[1]) / 2 ** 10
 
 # %% ../../nbs/evaluation/suite.ipynb #366c9a8d
 def rehearse(bench: Bench, specs: dict, options: dict):
-    "Let the evaluations `specs`, with their `options`, check what they were given. Raises their `BadInput`."
+    """Let the evaluations `specs`, with their `options`, check what they were given.
+
+    Raises their `BadInput`.
+    """
     trial = copy.copy(bench)
     trial.rehearsing = True
     for name, spec in specs.items():
         if bench.overrides and SUITE[name].wants is None:
-            raise BadInput(f"feature options have no effect on evaluation '{name}', which reads images itself; leave them out, or run it alone with its own options.")
-        if spec is not None and spec.pooling == "tokens": raise BadInput(f"pooling 'tokens' gives a vector for each patch, but evaluation '{name}' needs one for each image; use cls or mean.")
+            raise BadInput(f"feature options have no effect on evaluation '{name}', which reads "
+                           f"images itself; leave them out, or run it alone with its own options.")
+        if spec is not None and spec.pooling == "tokens":
+            raise BadInput(f"pooling 'tokens' gives a vector for each patch, but evaluation "
+                           f"'{name}' needs one for each image; use cls or mean.")
         try: SUITE[name].function(trial, spec, **options[name])
         except Begun: pass
 
-def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "", options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
-    """Metric lines of the evaluations in `suite` on a bench; `seed` is that of the pre-training, `outcomes` a folder for those of each image. `memory` adds what was
-    needed: for each evaluation the most memory that the process held, peak_mb in MiB, and a line 'features' with the images read per second (`seconds`: for all)."""
+# %% ../../nbs/evaluation/suite.ipynb #0da79b69
+def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = None, recipe: str = "",
+              options: dict | None = None, outcomes=None, memory: bool = False) -> list[dict]:
+    """Records of the evaluations in `suite` on a bench; `seed` is that of the pre-training,
+    `outcomes` a folder for those of each image. `memory` adds what was
+    needed: for each evaluation the most memory that the process held, peak_mb in MiB, and a record
+      'features' with the images read per second (`seconds`: for all).
+    """
     names, read = suite_names(suite), dict(bench.reading)
-    given, specs = _options(names, options), {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names}
+    given, specs = (
+        _options(names, options),
+        {n: None if SUITE[n].wants is None else bench.spec(**SUITE[n].wants) for n in names})
     rehearse(bench, specs, given)
     if outcomes: make_folder(outcomes, "the folder of outcomes")
     for split in ("train", "test"):
-        if wanted := [specs[n] for n in names if SUITE[n].wants is not None and split in SUITE[n].reads]: bench.read(split, wanted)
-    lines, line = [], lambda name, metric, value, count, protocol, seconds: metric_line(
-        run, method, name, metric, value, count, seed, recipe, bench.dataset, bench.unusual() | protocol, bench.device.type, seconds)
+        if wanted := [specs[n] for n in names if SUITE[n].wants is not None
+                      and split in SUITE[n].reads]:
+            bench.read(split, wanted)
+    records, record = [], lambda name, metric, value, count, protocol, seconds: metric_record(
+        run, method, name, metric, value, count, seed, recipe, bench.dataset,
+        bench.unusual() | protocol, bench.device.type, seconds)
     for name in names:
         start = time.perf_counter() - bench.reading["seconds"]
         forget_peak(bench.device)
@@ -382,10 +528,11 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
         seconds = time.perf_counter() - bench.reading["seconds"] - start
         if memory: scores = [*scores, ("peak_mb", peak_mb(bench.device), scores[0][2], {})]
         for metric, value, count, protocol, *found in scores:
-            lines.append(line(name, metric, value, count, protocol, seconds))
-            if outcomes and found: write_outcomes(outcomes, lines[-1], *_named(bench, found[0]))
+            records.append(record(name, metric, value, count, protocol, seconds))
+            if outcomes and found: write_outcomes(outcomes, records[-1], *_named(bench, found[0]))
     images, seconds = (bench.reading[k] - read[k] for k in ("images", "seconds"))
-    return lines + ([line("features", "images_per_s", images / seconds, images, {}, seconds)] if memory and images else [])
+    return records + ([record("features", "images_per_s", images / seconds, images, {}, seconds)]
+                      if memory and images else [])
 
 def _named(bench: Bench, found) -> tuple[list, list]:
     "The names and the values of outcomes: name -> value, or those (Q,) of the test images."
@@ -396,29 +543,44 @@ def evaluate(
     model,                       # a timm VisionTransformer, or what `load_model` takes
     suite="knn,linear",          # names in `SUITE`, a list or separated by commas
     dataset: str = "scenes",     # name in the catalogue
-    run: str | None = None,      # of the lines; None: the model's name
+    run: str | None = None,      # of the records; None: the model's name
     method: str | None = None,
     seed: int | None = None,     # of the pre-training
     recipe: str = "",            # its fingerprint
     device="auto",
     options: dict | None = None, # per evaluation: {'knn': {'ks': [20]}, 'linear': {'epochs': 20}}
-    outcomes=None,               # folder for the outcome of each image, of the evaluations that know it
-    memory: bool = False,        # also lines with the most memory of each evaluation, and with the speed of reading features
-    **bench,                     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
+    outcomes=None,  # folder for the outcome of each image, of the evaluations that know it
+    # also records with the most memory of each evaluation, and with the speed of reading features
+    memory: bool = False,
+    # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
+    **bench,
 ) -> list[dict]:
-    "Evaluate an encoder: a list of metric lines. Raises `BadInput` before any work for unknown names and options."
+    """Evaluate an encoder: a list of records.
+
+    Raises `BadInput` before any work for unknown names and options.
+    """
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
     vit = load_model(model) if isinstance(model, str) else model
-    folder = Path(model).parent if isinstance(model, str) and Path(model).name == "encoder.safetensors" else None
+    folder = (Path(model).parent if isinstance(model, str)
+              and Path(model).name == "encoder.safetensors" else None)
     bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), folder=folder, **bench)
-    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options, outcomes, memory)
+    return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options,
+                     outcomes, memory)
 
 # %% ../../nbs/evaluation/suite.ipynb #17304f8c
-def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto", options: dict | None = None, features: dict | None = None, outcomes=None, memory: bool = False, eval_seed: int = 0, **bench) -> list[dict]:
-    "Metric lines of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture (run 'untrained', initialised by `seed`)."
+def baselines(dataset: str, suite="knn,linear", vit=None, seed: int = 0, device="auto",
+              options: dict | None = None, features: dict | None = None, outcomes=None,
+              memory: bool = False, eval_seed: int = 0, **bench) -> list[dict]:
+    """Records of raw pixels (run 'pixels') and, given an encoder, of its untrained architecture
+    (run 'untrained', initialised by `seed`).
+    """
     on_pixels = [n for n in suite_names(suite) if SUITE[n].on_pixels]
-    lines = run_suite(PixelBench(dataset, device=device, seed=eval_seed, **bench), on_pixels, "pixels", "pixels",
-                      options={n: o for n, o in (options or {}).items() if n in on_pixels}, outcomes=outcomes, memory=memory)
-    if vit is None: return lines
-    return lines + run_suite(Bench(untrained(vit, seed), dataset, device, eval_seed, features=features, **bench), suite, "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)
+    records = run_suite(PixelBench(dataset, device=device, seed=eval_seed, **bench), on_pixels,
+                        "pixels", "pixels",
+                        options={n: o for n, o in (options or {}).items() if n in on_pixels},
+                        outcomes=outcomes, memory=memory)
+    if vit is None: return records
+    return records + run_suite(
+        Bench(untrained(vit, seed), dataset, device, eval_seed, features=features, **bench), suite,
+        "untrained", "untrained", seed, options=options, outcomes=outcomes, memory=memory)

@@ -16,16 +16,20 @@ from ..data.settings import BadInput
 from ..data.views import multi_crop
 from .method import At, Method, check_options, make_options
 from ..parts.distributed import mean_over_processes
-from ..parts.encoder import EncoderConfig, build_encoder, embed_patches, patch_positions, patchify, prefix_tokens, run_blocks
+from ..parts.encoder import (EncoderConfig, build_encoder, embed_patches, patch_positions,
+                                  patchify, prefix_tokens, run_blocks)
 from ..parts.heads import DINOHead
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/dino.ipynb #bd99babd
-def encode_crops(vit: VisionTransformer, images: torch.Tensor, mask: torch.Tensor | None = None, mask_token: torch.Tensor | None = None) -> torch.Tensor:
-    """Class and patch tokens after the final norm, (N, 3, H, W) -> (N, P+L, D); H and W may differ from the encoder's size.
-    `mask` (N, L) bool: where True, `mask_token` (1, D) replaces the patch embedding."""
+def encode_crops(vit: VisionTransformer, images: torch.Tensor, mask: torch.Tensor | None = None,
+                 mask_token: torch.Tensor | None = None) -> torch.Tensor:
+    """Class and patch tokens after the final norm, (N, 3, H, W) -> (N, P+L, D); H and W may differ
+    from the encoder's size. `mask` (N, L) bool: where True, `mask_token` (1, D) replaces the patch
+    embedding.
+    """
     p = vit.patch_embed.patch_size[0]
     x = embed_patches(vit, patchify(images, p))                                        # (N, L, D)
     if mask is not None: x = torch.where(mask[:, :, None], mask_token.to(x.dtype), x)
@@ -35,7 +39,9 @@ def encode_crops(vit: VisionTransformer, images: torch.Tensor, mask: torch.Tenso
 # %% ../../nbs/methods/dino.ipynb #de63b456
 @torch.no_grad()
 def init_dino(vit: VisionTransformer) -> VisionTransformer:
-    "DINO's and iBOT's initialisation: linear weights, class token and learned positions N(0, .02), biases 0; the patch embedding stays torch's."
+    """DINO's and iBOT's initialisation: linear weights, class token and learned positions N(0,
+    .02), biases 0; the patch embedding stays torch's.
+    """
     for m in vit.modules():
         if isinstance(m, nn.Linear): trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
     trunc_normal_(vit.cls_token, std=.02)
@@ -43,8 +49,11 @@ def init_dino(vit: VisionTransformer) -> VisionTransformer:
     return vit
 
 # %% ../../nbs/methods/dino.ipynb #8d368389
-def cross_crop_loss(student: torch.Tensor, target: torch.Tensor, num_targets: int = 2) -> torch.Tensor:
-    "Student logits over the temperature (S*B, K) and teacher probabilities (T*B, K), crop-major -> mean cross entropy over images and all pairs of different crops."
+def cross_crop_loss(student: torch.Tensor, target: torch.Tensor,
+                    num_targets: int = 2) -> torch.Tensor:
+    """Student logits over the temperature (S*B, K) and teacher probabilities (T*B, K), crop-major
+    -> mean cross entropy over images and all pairs of different crops.
+    """
     B = len(target) // num_targets
     target, student = target.unflatten(0, (num_targets, B)), student.unflatten(0, (-1, B))
     total = target.sum(0)                                                                # (B, K)
@@ -57,32 +66,42 @@ def epoch_number(at: At) -> int:
     "Whole epochs done before this step, free of rounding."
     return int(at.step * at.epochs / at.total_steps)
 
-def teacher_temperature(epoch: int, warmup: float, final: float, warmup_epochs: int, start: int = 0) -> float:
-    "`warmup_epochs` equally spaced values from `warmup` to `final`, beginning in epoch `start`; `warmup` before, `final` after."
+def teacher_temperature(epoch: int, warmup: float, final: float, warmup_epochs: int,
+                        start: int = 0) -> float:
+    """`warmup_epochs` equally spaced values from `warmup` to `final`, beginning in epoch `start`;
+    `warmup` before, `final` after.
+    """
     if epoch - start >= warmup_epochs: return final
     return warmup + (final - warmup) * max(epoch - start, 0) / max(warmup_epochs - 1, 1)
 
 def move_centre(centre: torch.Tensor, batch_mean: torch.Tensor, momentum: float) -> None:
     "centre <- momentum * centre + (1 - momentum) * mean over all processes, in place."
-    with torch.no_grad(): centre.lerp_(mean_over_processes(batch_mean.detach().float()).view_as(centre), 1 - momentum)
+    with torch.no_grad():
+        centre.lerp_(mean_over_processes(batch_mean.detach().float()).view_as(centre), 1 - momentum)
 
 # %% ../../nbs/methods/dino.ipynb #d86b7f18
 class DINOLoss(nn.Module):
     "The loss with its centre, (1, K). In training each call moves the centre after using it."
-    def __init__(self, out_dim: int, warmup_teacher_temperature: float = .04, teacher_temperature: float = .04, warmup_teacher_epochs: int = 0,
+    def __init__(self, out_dim: int, warmup_teacher_temperature: float = .04,
+                 teacher_temperature: float = .04, warmup_teacher_epochs: int = 0,
                  student_temperature: float = .1, centre_momentum: float = .9):
         super().__init__()
-        self.warmup, self.final, self.warmup_epochs = warmup_teacher_temperature, teacher_temperature, warmup_teacher_epochs
+        self.warmup, self.final, self.warmup_epochs = (warmup_teacher_temperature,
+                                                       teacher_temperature, warmup_teacher_epochs)
         self.student_temperature, self.momentum = student_temperature, centre_momentum
         self.register_buffer("centre", torch.zeros(1, out_dim))
 
     def targets(self, teacher: torch.Tensor, epoch: int) -> torch.Tensor:
         "Teacher logits (..., K) -> probabilities."
-        return ((teacher.detach().float() - self.centre) / teacher_temperature(epoch, self.warmup, self.final, self.warmup_epochs)).softmax(-1)
+        return ((teacher.detach().float() - self.centre) / teacher_temperature(
+            epoch, self.warmup, self.final, self.warmup_epochs)).softmax(-1)
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor, epoch: int = 0) -> torch.Tensor:
-        "Logits of all student crops (S*B, K) and of the two teacher crops (2*B, K), crop-major -> loss."
-        loss = cross_crop_loss(student.float() / self.student_temperature, self.targets(teacher, epoch))
+        """Logits of all student crops (S*B, K) and of the two teacher crops (2*B, K), crop-major ->
+        loss.
+        """
+        loss = cross_crop_loss(student.float() / self.student_temperature,
+                               self.targets(teacher, epoch))
         if self.training: move_centre(self.centre, teacher.float().mean(0), self.momentum)
         return loss
 
@@ -103,59 +122,82 @@ class DINOOptions:
     warmup_teacher_epochs: int = 0
     centre_momentum: float = .9
     momentum: float = .996                   # of the teacher, to 1 by half a cosine
-    local_crops: int = 8                     # small crops; 0: none (then a wider global_scale, (.14, 1), is advised)
-    local_size: int | None = None            # pixels; None: 3/7 of the image size (96 for 224), in whole patches
-    global_scale: tuple = (.4, 1.)           # area of large crops, as a share of the image
+    local_crops: int = 8  # local crops; 0: none (then a wider global_scale, (.14, 1), is advised)
+    # pixels; None: 3/7 of the image size (96 for 224), in whole patches
+    local_size: int | None = None
+    global_scale: tuple = (.4, 1.)           # area of global crops, as a share of the image
     local_scale: tuple = (.05, .4)
 
     def __post_init__(self):
-        check_options(self, positive=("student_temperature", "warmup_teacher_temperature", "teacher_temperature"), share=("momentum", "centre_momentum"),
-                      least={"out_dim": 2, "hidden_dim": 1, "bottleneck_dim": 1, "head_layers": 1, "freeze_last_layer": 0, "warmup_teacher_epochs": 0, "local_crops": 0})
+        check_options(self, positive=("student_temperature", "warmup_teacher_temperature",
+                                      "teacher_temperature"), share=("momentum", "centre_momentum"),
+                      least={"out_dim": 2, "hidden_dim": 1, "bottleneck_dim": 1, "head_layers": 1,
+                             "freeze_last_layer": 0, "warmup_teacher_epochs": 0, "local_crops": 0})
 
 # %% ../../nbs/methods/dino.ipynb #f26c8165
 def local_crop_size(encoder: EncoderConfig, size: int | None) -> int:
-    "Pixels of a small crop: `size`, or 3/7 of the image size in whole patches. Raises `BadInput` for a size that is no multiple of the patch."
+    """Pixels of a local crop: `size`, or 3/7 of the image size in whole patches.
+
+    Raises `BadInput` for a size that is no multiple of the patch.
+    """
     p = encoder.patch_size
     size = max(1, round(encoder.image_size * 3 / 7 / p)) * p if size is None else size
-    if size < p or size % p: raise BadInput(f"local_size {size} is not a multiple of patch_size {p}; change one of them.")
+    if size < p or size % p:
+        raise BadInput(f"local_size {size} is not a multiple of patch_size {p}; change one of "
+                       f"them.")
     return size
 
 # %% ../../nbs/methods/dino.ipynb #f77ed015
 def mean_cosine(tokens: torch.Tensor) -> torch.Tensor:
-    "Mean cosine over all pairs of tokens of an image (each with itself included), mean over images: (N, L, D) -> scalar."
+    """Mean cosine over all pairs of tokens of an image (each with itself included), mean over
+    images: (N, L, D) -> scalar.
+    """
     return nn.functional.normalize(tokens.detach().float(), dim=-1).mean(1).square().sum(-1).mean()
 
 def mean_entropy(p: torch.Tensor) -> torch.Tensor:
-    "Mean entropy of distributions (..., K), in nats; 0 for none. Each process may have another number of them: the result is to be averaged over processes."
+    """Mean entropy of distributions (..., K), in nats; 0 for none.
+
+    Each process may have another number of them: the result is to be averaged over processes.
+    """
     entropy = torch.special.entr(p.detach()).sum(-1)
-    return entropy.sum() / mean_over_processes(entropy.new_full((), entropy.numel())).clamp(min=1e-6)
+    return entropy.sum() / mean_over_processes(entropy.new_full((),
+                                                                entropy.numel())).clamp(min=1e-6)
 
 # %% ../../nbs/methods/dino.ipynb #3625f332
 class DINO(Method):
     "Self-distillation with no labels (2104.14294)."
-    official = {"encoder.": "student.backbone.", "head.": "student.head.", "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.",
+    official = {"encoder.": "student.backbone.", "head.": "student.head.",
+                "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.",
                 "loss.centre": "dino_loss.center"}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(DINOOptions, options, "dino")
-        self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size), o.local_crops, o.global_scale, o.local_scale)
+        self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size),
+                                o.local_crops, o.global_scale, o.local_scale)
         self.encoder = init_dino(build_encoder(encoder))
-        self.head = DINOHead(encoder.embed_dim, o.out_dim, o.hidden_dim, o.bottleneck_dim, o.head_layers, o.use_bn, o.norm_last_layer)
-        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder), "head": copy_as_teacher(self.head)})
-        self.loss = DINOLoss(o.out_dim, o.warmup_teacher_temperature, o.teacher_temperature, o.warmup_teacher_epochs, o.student_temperature, o.centre_momentum)
+        self.head = DINOHead(encoder.embed_dim, o.out_dim, o.hidden_dim, o.bottleneck_dim,
+                             o.head_layers, o.use_bn, o.norm_last_layer)
+        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder),
+                                      "head": copy_as_teacher(self.head)})
+        self.loss = DINOLoss(o.out_dim, o.warmup_teacher_temperature, o.teacher_temperature,
+                             o.warmup_teacher_epochs, o.student_temperature, o.centre_momentum)
 
     def views(self) -> dict[str, list]: return self.crops
     def evaluated(self) -> VisionTransformer: return self.teacher["encoder"]
-    def after_step(self, at: At): ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
+    def after_step(self, at: At):
+        ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
     def forward(self, batch, draws, at) -> dict:
         epoch = epoch_number(at)
         with torch.no_grad():
-            tokens = encode_crops(self.teacher["encoder"], batch["global"].flatten(0, 1))       # (2*B, 1+L, D)
+            # (2*B, 1+L, D)
+            tokens = encode_crops(self.teacher["encoder"], batch["global"].flatten(0, 1))
             teacher = self.teacher["head"](tokens[:, 0])
         with draws.scope("drop_path"):
-            cls = torch.cat([encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0] for g in self.crops])   # (S*B, D)
+            cls = torch.cat([encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
+                             for g in self.crops])  # (S*B, D)
         student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)
         entropy = mean_entropy(self.loss.targets(teacher, epoch))
-        return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy, "patch_similarity": mean_cosine(tokens[:, 1:])}
+        return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy,
+                "patch_similarity": mean_cosine(tokens[:, 1:])}

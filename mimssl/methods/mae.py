@@ -12,21 +12,23 @@ from ..data.settings import BadInput
 from ..data.views import mae_view
 from .method import Method, check_options, make_options
 from ..parts.decoders import MAEDecoder
-from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, init_xavier, patchify, unpatchify
+from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, init_xavier,
+                                  patchify, unpatchify)
 from ..parts.losses import patch_mse, standardise_patches
-from ..parts.masking import n_visible, random_masking
+from ..parts.masking import num_visible, random_masking
 
 # %% ../../nbs/methods/mae.ipynb #7a0c9bbc
 @dataclass(frozen=True)
 class MAEOptions:
     "What a recipe may choose."
-    mask_ratio: float = .75       # share of hidden patches
+    mask_ratio: float = .75       # share of masked patches
     norm_pix: bool = True         # standardise each target patch
     decoder_dim: int = 512
     decoder_depth: int = 8
     decoder_heads: int = 16
     crop_scale: tuple = (.2, 1.)  # area of the random crop, as a share of the image
-    num_views: int = 1            # crops of one image in a batch, masked independently (MAE-CT's own MAE uses 2)
+    # crops of one image in a batch, masked independently (MAE-CT's own MAE uses 2)
+    num_views: int = 1
 
     def __post_init__(self): check_options(self, least={"num_views": 1})
 
@@ -34,39 +36,55 @@ class MAEOptions:
 class MAE(Method):
     "Masked autoencoder (2111.06377)."
     Options = MAEOptions
-    official = {"encoder.": "", "decoder.pos_embed": "decoder_pos_embed", "decoder.mask_token": "mask_token", "decoder.embed.": "decoder_embed.",
-                "decoder.blocks.": "decoder_blocks.", "decoder.norm.": "decoder_norm.", "decoder.head.": "decoder_pred."}
+    official = {"encoder.": "", "decoder.pos_embed": "decoder_pos_embed",
+                "decoder.mask_token": "mask_token", "decoder.embed.": "decoder_embed.",
+                "decoder.blocks.": "decoder_blocks.", "decoder.norm.": "decoder_norm.",
+                "decoder.head.": "decoder_pred."}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = make_options(self.Options, options, "mae")
-        if n_visible(encoder.num_patches, o.mask_ratio) == encoder.num_patches: raise BadInput(f"mask_ratio {o.mask_ratio} hides no patch; raise it.")
+        if num_visible(encoder.num_patches, o.mask_ratio) == encoder.num_patches:
+            raise BadInput(f"mask_ratio {o.mask_ratio} masks no patch; raise it.")
         self.image_size, self.patch_size = encoder.image_size, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))
-        self.decoder = MAEDecoder(encoder.grid, encoder.embed_dim, 3 * encoder.patch_size ** 2, o.decoder_dim, o.decoder_depth, o.decoder_heads)
+        self.decoder = MAEDecoder(encoder.grid, encoder.embed_dim, 3 * encoder.patch_size ** 2,
+                                  o.decoder_dim, o.decoder_depth, o.decoder_heads)
 
     def views(self) -> dict[str, list]:
-        return {"global": [mae_view(self.image_size, self.options.crop_scale)] * self.options.num_views}
+        return {"global": [mae_view(self.image_size,
+                                    self.options.crop_scale)] * self.options.num_views}
 
     def predict(self, images: torch.Tensor, noise: torch.Tensor):
-        "Images (B, 3, S, S) and mask noise (B, L) -> prediction and target at hidden patches, (B, L-n, P) each, and `hidden` (B, L-n)."
-        keep, hidden = random_masking(noise, self.options.mask_ratio)
-        prediction = self.decoder(encode(self.encoder, images, keep), keep, hidden)
-        target = gather_tokens(patchify(images, self.patch_size), hidden)
-        return prediction, target, hidden
+        """Images (B, 3, S, S) and mask noise (B, L) -> prediction and target at masked patches, (B,
+        L-n, P) each, and `masked` (B, L-n).
+        """
+        keep, masked = random_masking(noise, self.options.mask_ratio)
+        prediction = self.decoder(encode(self.encoder, images, keep), keep, masked)
+        target = gather_tokens(patchify(images, self.patch_size), masked)
+        return prediction, target, masked
 
     def forward(self, batch, draws, at) -> dict:
         V, B = batch["global"].shape[:2]
-        noise = draws.rand("mask", B, V, self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)   # (V*B, L)
-        with draws.scope("drop_path"): prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
-        return {"loss": patch_mse(prediction, standardise_patches(target) if self.options.norm_pix else target)}
+        # (V*B, L)
+        noise = draws.rand("mask", B, V,
+                           self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
+        with draws.scope("drop_path"):
+            prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
+        return {"loss": patch_mse(prediction,
+                                  standardise_patches(target) if self.options.norm_pix else target)}
 
 # %% ../../nbs/methods/mae.ipynb #06a377e8
 @torch.no_grad()
-def reconstruct(model: MAE, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Images (B, 3, S, S) and mask noise (B, L) -> (image with grey hidden patches, image with predicted hidden patches), same shape."
-    prediction, target, hidden = model.predict(images, noise)
+def reconstruct(model: MAE, images: torch.Tensor,
+                noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, S, S) and mask noise (B, L) -> (image with grey masked patches, image with
+    predicted masked patches), same shape.
+    """
+    prediction, target, masked = model.predict(images, noise)
     if model.options.norm_pix:
-        prediction = prediction * (target.var(-1, keepdim=True) + 1e-6) ** .5 + target.mean(-1, keepdim=True)
-    patches, index = patchify(images, model.patch_size), hidden[:, :, None].expand_as(prediction)
-    return tuple(unpatchify(patches.scatter(1, index, fill), model.patch_size) for fill in (torch.zeros_like(prediction), prediction))
+        prediction = prediction * (target.var(-1, keepdim=True)
+                                   + 1e-6) ** .5 + target.mean(-1, keepdim=True)
+    patches, index = patchify(images, model.patch_size), masked[:, :, None].expand_as(prediction)
+    return tuple(unpatchify(patches.scatter(1, index, fill), model.patch_size)
+                 for fill in (torch.zeros_like(prediction), prediction))

@@ -16,7 +16,8 @@ from ..data.views import byol_views, crop_flip_views
 from .mae import MAE, MAEOptions
 from .method import Method, check_options, layer_lr_scale, make_options
 from ..parts.distributed import gather, mean_over_processes, rank
-from ..parts.encoder import EncoderConfig, build_encoder, encode, gather_tokens, init_xavier, patchify
+from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, init_xavier,
+                                  patchify)
 from ..parts.heads import projection_mlp
 from ..parts.losses import info_nce, patch_mse, standardise_patches
 from ..parts.masking import random_masking
@@ -24,7 +25,9 @@ from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mae_ct.ipynb #6a2373d1
 class Queue(nn.Module):
-    "First-in-first-out memory of `size` unit vectors with the ids and labels of their images; starts with random vectors."
+    """First-in-first-out memory of `size` unit vectors with the ids and labels of their images;
+    starts with random vectors.
+    """
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
@@ -33,9 +36,12 @@ class Queue(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
-    def neighbours(self, z: torch.Tensor, ids: torch.Tensor, k: int, dice: torch.Tensor | None = None) -> torch.Tensor:
-        "Slots (B,) of one of the `k` most similar entries of other images, the `dice`-th (B,) (0 = best; no dice: the best)."
-        similarity = (z @ self.queue.T).masked_fill(self.queue_id == ids[:, None], -1.)        # (B, Q)
+    def neighbours(self, z: torch.Tensor, ids: torch.Tensor, k: int,
+                   dice: torch.Tensor | None = None) -> torch.Tensor:
+        """Slots (B,) of one of the `k` most similar entries of other images, the `dice`-th (B,) (0
+        = best; no dice: the best).
+        """
+        similarity = (z @ self.queue.T).masked_fill(self.queue_id == ids[:, None], -1.)  # (B, Q)
         best = similarity.topk(k, dim=1).indices
         return best[:, 0] if dice is None else best.gather(1, dice[:, None])[:, 0]
 
@@ -43,9 +49,12 @@ class Queue(nn.Module):
     def push(self, z: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> None:
         "Overwrite the oldest slots by the rows of all processes."
         z, ids, labels = gather(z), gather(ids), gather(labels)
-        if len(self.queue) % len(z): raise BadInput(f"mae_ct: queue_size {len(self.queue)} is not a multiple of the batch of {len(z)} images; change one of them.")
+        if len(self.queue) % len(z):
+            raise BadInput(f"mae_ct: queue_size {len(self.queue)} is not a multiple of the batch "
+                           f"of {len(z)} images; change one of them.")
         slots = slice(self.queue_ptr.item(), self.queue_ptr.item() + len(z))
-        self.queue[slots], self.queue_id[slots], self.queue_y[slots] = z.to(self.queue.dtype), ids, labels
+        self.queue[slots], self.queue_id[slots], self.queue_y[slots] = (
+            z.to(self.queue.dtype), ids, labels)
         self.queue_ptr[0] = slots.stop % len(self.queue)
 
 # %% ../../nbs/methods/mae_ct.ipynb #95ed91c4
@@ -58,34 +67,47 @@ class HeadOptions:
     queue_size: int = 65_536
     temperature: float = .15
     topk: int = 1                  # the neighbour is one of the topk best, at random
-    target_momentum: float | None = None   # of the averaged projector that makes the queries; None: the projector itself
+    # of the averaged projector that makes the queries; None: the projector itself
+    target_momentum: float | None = None
 
     def __post_init__(self):
-        check_options(self, positive=("temperature",), share=("target_momentum",), least=dict(projector_dim=1, predictor_dim=1, output_dim=1, queue_size=1))
-        if not 1 <= self.topk <= self.queue_size: raise BadInput(f"topk is {self.topk}; give 1 up to the queue_size of {self.queue_size}.")
+        check_options(self, positive=("temperature",), share=("target_momentum",),
+                      least=dict(projector_dim=1, predictor_dim=1, output_dim=1, queue_size=1))
+        if not 1 <= self.topk <= self.queue_size:
+            raise BadInput(f"topk is {self.topk}; give 1 up to the queue_size of "
+                           f"{self.queue_size}.")
 
+# %% ../../nbs/methods/mae_ct.ipynb #e3adee56
 class NNCLRHead(Queue):
     "Projector, predictor and queue on pooled tokens (B, D)."
     def __init__(self, dim: int, o: HeadOptions):
         super().__init__(o.queue_size, o.output_dim)
         self.options = o
-        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim, last="bn")
+        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim,
+                                        last="bn")
         self.predictor = projection_mlp(o.output_dim, o.predictor_dim, o.output_dim, last=None)
         if o.target_momentum is not None: self.target_projector = copy_as_teacher(self.projector)
 
     def queries(self, x: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
         "Unit queries (B, output_dim), without gradient."
         with torch.no_grad():
-            return F.normalize(projected if self.options.target_momentum is None else self.target_projector(x), dim=1)
+            return F.normalize(projected if self.options.target_momentum is None
+                               else self.target_projector(x), dim=1)
 
-    def forward(self, views: list[torch.Tensor], ids: torch.Tensor, labels: torch.Tensor, dice: list[torch.Tensor | None]) -> dict:
-        "Loss of two views, pooled tokens (B, D) each, with the images' ids (B,) and labels (B,); `dice` (B,) per view chooses among the top k."
+    def forward(self, views: list[torch.Tensor], ids: torch.Tensor, labels: torch.Tensor,
+                dice: list[torch.Tensor | None]) -> dict:
+        """Loss of two views, pooled tokens (B, D) each, with the images' ids (B,) and labels (B,);
+        `dice` (B,) per view chooses among the top k.
+        """
         o = self.options
-        projected = [self.projector(x) for x in views]                                         # each view has its own batch statistics
+        projected = [self.projector(x) for x in views]  # each view has its own batch statistics
         z = [self.queries(x, p) for x, p in zip(views, projected)]
         slots = [self.neighbours(q, ids, o.topk, d) for q, d in zip(z, dice)]
-        predicted = [gather(F.normalize(self.predictor(p), dim=1)) for p in projected]         # (world*B, output_dim)
-        losses = [info_nce(self.queue[slots[1 - v]], predicted[v], o.temperature, first=rank() * len(ids)) for v in (0, 1)]
+        # (world*B, output_dim)
+        predicted = [gather(F.normalize(self.predictor(p), dim=1)) for p in projected]
+        losses = [
+            info_nce(self.queue[slots[1 - v]], predicted[v], o.temperature, first=rank() * len(ids))
+            for v in (0, 1)]
         accuracy = (self.queue_y[slots[0]] == labels).float().mean()
         if self.training: self.push(z[0], ids, labels)
         return {"loss": sum(losses) / 2, "neighbour_accuracy": accuracy, "slots": slots}
@@ -93,30 +115,35 @@ class NNCLRHead(Queue):
     def after_step(self) -> None:
         "The averaged projector follows; BatchNorm statistics are copied."
         if self.options.target_momentum is not None:
-            ema_update(self.target_projector, self.projector, self.options.target_momentum, buffers=True)
+            ema_update(self.target_projector, self.projector, self.options.target_momentum,
+                       buffers=True)
 
 # %% ../../nbs/methods/mae_ct.ipynb #68a3488b
 class SimSiamHead(nn.Module):
     "Prediction of one view's projection from the other's (2011.10566, eq. 2)."
     def __init__(self, dim: int, o: HeadOptions):
         super().__init__()
-        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim, last="bn")
+        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim,
+                                        last="bn")
         self.predictor = projection_mlp(o.output_dim, o.predictor_dim, o.output_dim, last=None)
 
     def forward(self, views, ids, labels, dice) -> dict:
         z = [self.projector(x) for x in views]
-        cos = [F.cosine_similarity(self.predictor(a).float(), b.detach().float(), dim=1).mean() for a, b in (z, z[::-1])]
+        cos = [F.cosine_similarity(self.predictor(a).float(), b.detach().float(), dim=1).mean()
+               for a, b in (z, z[::-1])]
         return {"loss": -sum(cos) / 2}
 
 class BarlowHead(nn.Module):
     "Redundancy reduction (2103.03230, eq. 1), lambda .0051."
     def __init__(self, dim: int, o: HeadOptions):
         super().__init__()
-        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim, last="plain_bn")
+        self.projector = projection_mlp(dim, o.projector_dim, o.projector_dim, o.output_dim,
+                                        last="plain_bn")
 
     def forward(self, views, ids, labels, dice) -> dict:
         a, b = (self.projector(x).float() for x in views)
-        with torch.autocast(a.device.type, enabled=False): C = mean_over_processes(a.T @ b / len(a))   # (output_dim, output_dim)
+        # (output_dim, output_dim)
+        with torch.autocast(a.device.type, enabled=False): C = mean_over_processes(a.T @ b / len(a))
         on, off = (1 - C.diagonal()).square().sum(), C.square().sum() - C.diagonal().square().sum()
         return {"loss": on + .0051 * off}
 
@@ -125,7 +152,9 @@ HEADS = {"nnclr": NNCLRHead, "simsiam": SimSiamHead, "barlow_twins": BarlowHead}
 # %% ../../nbs/methods/mae_ct.ipynb #92e980eb
 @dataclass(frozen=True)
 class MAECTOptions(HeadOptions):
-    "What a recipe may choose; the defaults are ViT-B/16's without further augmentation, in either stage."
+    """What a recipe may choose; the defaults are ViT-B/16's without further augmentation, in either
+    stage.
+    """
     topk: int | None = None        # None: 1 in stage 2, 20 in stage 3
     target_momentum: float | None = None   # None: no averaged projector in stage 2, .99 in stage 3
     stage: str = "head"            # 'head' (stage 2) or 'tune' (stage 3)
@@ -139,10 +168,13 @@ class MAECTOptions(HeadOptions):
 
     def __post_init__(self):
         tune = self.stage == "tune"
-        for name, default in dict(topk=20 if tune else 1, target_momentum=.99 if tune else None).items():
+        for name, default in dict(topk=20 if tune else 1,
+                                  target_momentum=.99 if tune else None).items():
             if getattr(self, name) is None: object.__setattr__(self, name, default)
-        check_options(self, positive=("layer_decay",), share=("encoder_momentum",), least={"frozen_blocks": 0},
-                      choices=dict(stage=("head", "tune"), head=tuple(HEADS), augmentation=("crop", "full"), pooling=("mean", "cls")))
+        check_options(self, positive=("layer_decay",), share=("encoder_momentum",),
+                      least={"frozen_blocks": 0},
+                      choices=dict(stage=("head", "tune"), head=tuple(HEADS),
+                                   augmentation=("crop", "full"), pooling=("mean", "cls")))
         super().__post_init__()
 
 # %% ../../nbs/methods/mae_ct.ipynb #113e1ac2
@@ -165,7 +197,9 @@ class MAECT(Method):
         super().__init__()
         self.options = o = make_options(MAECTOptions, options, "mae_ct")
         self.image_size, self.depth = encoder.image_size, encoder.depth
-        if (o.frozen_blocks or 0) > self.depth: raise BadInput(f"frozen_blocks is {o.frozen_blocks}, but the encoder has {self.depth} blocks; give at most that many.")
+        if (o.frozen_blocks or 0) > self.depth:
+            raise BadInput(f"frozen_blocks is {o.frozen_blocks}, but the encoder has {self.depth} "
+                           f"blocks; give at most that many.")
         self.encoder = init_xavier(build_encoder(encoder))
         self.head = HEADS[o.head](encoder.embed_dim, o)
         if o.stage == "tune": self.ema_encoder = copy_as_teacher(self.encoder)
@@ -174,32 +208,39 @@ class MAECT(Method):
 
     def is_frozen(self, name: str) -> bool:
         "Is this encoder parameter (timm's name) frozen in stage 3?"
-        frozen = self.depth // 2 if self.options.frozen_blocks is None else self.options.frozen_blocks
-        return int(name.split(".")[1]) < frozen if name.startswith("blocks.") else not name.startswith("norm.")
+        frozen = (self.depth // 2 if self.options.frozen_blocks is None
+                  else self.options.frozen_blocks)
+        return (int(name.split(".")[1]) < frozen if name.startswith("blocks.")
+                else not name.startswith("norm."))
 
     def views(self) -> dict[str, list]:
         o = self.options
-        return {"global": crop_flip_views(self.image_size, o.crop_scale) if o.augmentation == "crop" else byol_views(self.image_size, o.crop_scale, "mae_ct")}
+        return {"global": crop_flip_views(self.image_size, o.crop_scale) if o.augmentation == "crop"
+                else byol_views(self.image_size, o.crop_scale, "mae_ct")}
 
     def after_init(self):
         "The averages start where the loaded weights are."
         if self.options.stage == "tune": self.ema_encoder.load_state_dict(self.encoder.state_dict())
-        if hasattr(self.head, "target_projector"): self.head.target_projector.load_state_dict(self.head.projector.state_dict())
+        if hasattr(self.head, "target_projector"):
+            self.head.target_projector.load_state_dict(self.head.projector.state_dict())
 
     def forward(self, batch, draws, at) -> dict:
-        with draws.scope("drop_path"), torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune"):
-            tokens = encode(self.encoder, batch["global"].flatten(0, 1))                       # (2*B, 1+L, D)
+        with (draws.scope("drop_path"),
+              torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune")):
+            tokens = encode(self.encoder, batch["global"].flatten(0, 1))  # (2*B, 1+L, D)
         return head_loss(self.head, pool(tokens, self.options.pooling), batch, draws)
 
     def after_step(self, at):
         if hasattr(self.head, "after_step"): self.head.after_step()
-        if self.options.stage == "tune": ema_update(self.ema_encoder, self.encoder, self.options.encoder_momentum, buffers=True)
+        if self.options.stage == "tune":
+            ema_update(self.ema_encoder, self.encoder, self.options.encoder_momentum, buffers=True)
 
     def evaluated(self):
         return self.ema_encoder if self.options.stage == "tune" else self.encoder
 
     def lr_scale(self, name: str) -> float:
-        return layer_lr_scale(name.removeprefix("encoder."), self.depth, self.options.layer_decay) if name.startswith("encoder.") else 1.
+        return (layer_lr_scale(name.removeprefix("encoder."), self.depth, self.options.layer_decay)
+                if name.startswith("encoder.") else 1.)
 
 # %% ../../nbs/methods/mae_ct.ipynb #d0ff3ab8
 @dataclass(frozen=True)
@@ -213,7 +254,9 @@ class MAENNCLROptions(HeadOptions, MAEOptions):
     def __post_init__(self):
         HeadOptions.__post_init__(self); MAEOptions.__post_init__(self)
         check_options(self, least={"loss_weight": 0}, choices={"pooling": ("mean", "cls")})
-        if self.num_views != 2: raise BadInput(f"mae_nnclr: num_views is {self.num_views}, but NNCLR compares two views of an image; give 2.")
+        if self.num_views != 2:
+            raise BadInput(f"mae_nnclr: num_views is {self.num_views}, but NNCLR compares two "
+                           f"views of an image; give 2.")
 
 class MAENNCLR(MAE):
     "MAE and NNCLR trained together (2304.10520, the combined baseline)."
@@ -224,14 +267,18 @@ class MAENNCLR(MAE):
         self.head = NNCLRHead(encoder.embed_dim, self.options)
 
     def forward(self, batch, draws, at) -> dict:
-        o, images = self.options, batch["global"].flatten(0, 1)                                # (2*B, 3, S, S)
-        noise = draws.rand("mask", len(batch["index"]), 2, self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
-        keep, hidden = random_masking(noise, o.mask_ratio)
+        o, images = self.options, batch["global"].flatten(0, 1)  # (2*B, 3, S, S)
+        noise = draws.rand("mask", len(batch["index"]), 2,
+                           self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
+        keep, masked = random_masking(noise, o.mask_ratio)
         with draws.scope("drop_path"): tokens = encode(self.encoder, images, keep)
-        target = gather_tokens(patchify(images, self.patch_size), hidden)
-        mae = patch_mse(self.decoder(tokens, keep, hidden), standardise_patches(target) if o.norm_pix else target)
-        out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch, draws)
-        return {"loss": mae + o.loss_weight * out["loss"], "mae": mae.detach(), "nnclr": out["loss"].detach(), "neighbour_accuracy": out["neighbour_accuracy"]}
+        target = gather_tokens(patchify(images, self.patch_size), masked)
+        mae = patch_mse(self.decoder(tokens, keep, masked),
+                        standardise_patches(target) if o.norm_pix else target)
+        out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch,
+                        draws)
+        return {"loss": mae + o.loss_weight * out["loss"], "mae": mae.detach(),
+                "nnclr": out["loss"].detach(), "neighbour_accuracy": out["neighbour_accuracy"]}
 
     def after_step(self, at): self.head.after_step()
 
@@ -242,4 +289,5 @@ class MAECTStage1(MAE):
 
     def as_official(self, name, x): return x[:, 1:] if name.endswith("pos_embed") else x
 
-    def from_official(self, name, x): return F.pad(x, (0, 0, 1, 0)) if name.endswith("pos_embed") else x
+    def from_official(self, name, x):
+        return F.pad(x, (0, 0, 1, 0)) if name.endswith("pos_embed") else x

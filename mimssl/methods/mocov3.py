@@ -23,14 +23,19 @@ from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mocov3.ipynb #816d319d
 def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Queries and keys (B, D) of any length, row i of each from the same image -> scalar; keys of all processes are compared and take no gradient."
+    """Queries and keys (B, D) of any length, row i of each from the same image -> scalar; keys of
+    all processes are compared and take no gradient.
+    """
     keys = gather(F.normalize(keys.detach().float(), dim=1))
-    return 2 * temperature * info_nce(F.normalize(queries.float(), dim=1), keys, temperature, first=rank() * len(queries))
+    return 2 * temperature * info_nce(F.normalize(queries.float(), dim=1), keys, temperature,
+                                      first=rank() * len(queries))
 
 # %% ../../nbs/methods/mocov3.ipynb #d9a87e5a
 @torch.no_grad()
 def init_mocov3(vit: VisionTransformer, freeze_patch_embed: bool = True) -> VisionTransformer:
-    "MoCo v3's initialisation of a ViT, in place; `freeze_patch_embed`: the patch projection takes no gradient."
+    """MoCo v3's initialisation of a ViT, in place; `freeze_patch_embed`: the patch projection takes
+    no gradient.
+    """
     for name, m in vit.named_modules():
         if not isinstance(m, nn.Linear): continue
         for part in m.weight.chunk(3 if name.endswith("qkv") else 1): nn.init.xavier_uniform_(part)
@@ -56,12 +61,14 @@ class MoCoV3Options:
     crop_scale: tuple = (.08, 1.)      # area of the crops, as a share of the image
 
     def __post_init__(self):
-        check_options(self, positive=("temperature",), share=("momentum",), least={"hidden_dim": 1, "out_dim": 1})
+        check_options(self, positive=("temperature",), share=("momentum",),
+                      least={"hidden_dim": 1, "out_dim": 1})
 
 # %% ../../nbs/methods/mocov3.ipynb #c076cf44
 class MoCoV3(Method):
     "Momentum contrast for Vision Transformers (2104.02057)."
-    official = {"encoder.": "base_encoder.", "head.": "base_encoder.head.", "teacher.encoder.": "momentum_encoder.", "teacher.head.": "momentum_encoder.head."}
+    official = {"encoder.": "base_encoder.", "head.": "base_encoder.head.",
+                "teacher.encoder.": "momentum_encoder.", "teacher.head.": "momentum_encoder.head."}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
@@ -70,18 +77,26 @@ class MoCoV3(Method):
         self.encoder = init_mocov3(build_encoder(encoder), o.freeze_patch_embed)
         self.head = projection_mlp(encoder.embed_dim, o.hidden_dim, o.hidden_dim, o.out_dim)
         self.predictor = projection_mlp(o.out_dim, o.hidden_dim, o.out_dim)
-        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder), "head": copy_as_teacher(self.head)})
+        self.teacher = nn.ModuleDict({"encoder": copy_as_teacher(self.encoder),
+                                      "head": copy_as_teacher(self.head)})
 
-    def views(self) -> dict[str, list]: return {"global": byol_views(self.image_size, self.options.crop_scale, "mocov3")}
-    def before_step(self, at: At): ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
-    def no_decay(self, name: str, p: nn.Parameter) -> bool: return False                  # the official AdamW decays everything
+    def views(self) -> dict[str, list]:
+        return {"global": byol_views(self.image_size, self.options.crop_scale, "mocov3")}
+    def before_step(self, at: At):
+        ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
+    # the official AdamW decays everything
+    def no_decay(self, name: str, p: nn.Parameter) -> bool: return False
 
     def forward(self, batch, draws, at) -> dict:
         images, B = batch["global"].flatten(0, 1), batch["global"].shape[1]
-        with draws.scope("drop_path"): tokens = encode(self.encoder, images)              # (2*B, 1+L, D)
+        with draws.scope("drop_path"): tokens = encode(self.encoder, images)  # (2*B, 1+L, D)
         q1, q2 = (self.predictor(self.head(cls)) for cls in tokens[:, 0].split(B))
         with torch.no_grad():
-            k1, k2 = (self.teacher["head"](cls) for cls in encode(self.teacher["encoder"], images)[:, 0].split(B))
-        loss = contrastive_loss(q1, k2, self.options.temperature) + contrastive_loss(q2, k1, self.options.temperature)
-        found = (F.normalize(q1, dim=1) @ F.normalize(gather(k2), dim=1).T).argmax(1) == rank() * B + torch.arange(B, device=images.device)
-        return {"loss": loss, "found": found.float().mean(), "patch_similarity": mean_cosine(tokens[:, 1:])}
+            k1, k2 = (self.teacher["head"](cls)
+                      for cls in encode(self.teacher["encoder"], images)[:, 0].split(B))
+        loss = (contrastive_loss(q1, k2, self.options.temperature)
+                + contrastive_loss(q2, k1, self.options.temperature))
+        found = ((F.normalize(q1, dim=1) @ F.normalize(gather(k2), dim=1).T).argmax(1) == rank() * B
+                 + torch.arange(B, device=images.device))
+        return {"loss": loss, "found": found.float().mean(),
+                "patch_similarity": mean_cosine(tokens[:, 1:])}

@@ -14,7 +14,9 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/blockwise.ipynb #1e0dc7b5
 def _rectangles(u, left_over, grid: int, min_block: float, aspect: float):
-    "Uniform numbers (N, 4) and patches left to hide (N,) -> rectangles as masks (N, grid, grid), and which of them fit into the image (N,)."
+    """Uniform numbers (N, 4) and patches left to hide (N,) -> rectangles as masks (N, grid, grid),
+    and which of them fit into the image (N,).
+    """
     area = min_block + u[:, 0] * (left_over - min_block)
     ratio = np.exp(math.log(aspect) * (1 - 2 * u[:, 1]))
     h, w = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
@@ -27,16 +29,23 @@ def _rectangles(u, left_over, grid: int, min_block: float, aspect: float):
 # %% ../../nbs/parts/blockwise.ipynb #5741db18
 def block_masks(
     draw: Callable[[int], torch.Tensor],  # table number k -> uniform numbers (N, tries, 4)
-    target,                               # (N,) patches to hide in each image, at most; fractions count (iBOT: ratio * L)
+    target,  # (N,) patches to hide in each image, at most; fractions count (iBOT: ratio * L)
     grid: int,                            # patches along one side
-    min_block: float | None = None,       # smallest area in patches; None: (grid // 3)**2 as iBOT; BEiT: 16
+    # smallest area in patches; None: (grid // 3)**2 as iBOT; BEiT: 16
+    min_block: float | None = None,
     aspect: float = .3,                   # smallest aspect ratio; the largest is its inverse
     attempts: int = 10,                   # refusals in a row after which a mask is left as it is
-) -> torch.Tensor:                        # (N, grid, grid) bool on the CPU, True = hidden
-    "Masks of rectangles (2106.08254, Algorithm 1). Raises `BadInput` for an aspect ratio outside (0, 1]."
-    if not 0 < aspect <= 1: raise BadInput(f"block_masks: aspect is {aspect}; give the smaller ratio, in (0, 1].")
-    min_block, target = (grid // 3) ** 2 if min_block is None else min_block, np.asarray(target, dtype=np.float64)
-    mask, count, refused = np.zeros((len(target), grid, grid), bool), np.zeros(len(target)), np.zeros(len(target), int)
+) -> torch.Tensor:                        # (N, grid, grid) bool on the CPU, True = masked
+    """Masks of rectangles (2106.08254, Algorithm 1).
+
+    Raises `BadInput` for an aspect ratio outside (0, 1].
+    """
+    if not 0 < aspect <= 1:
+        raise BadInput(f"block_masks: aspect is {aspect}; give the smaller ratio, in (0, 1].")
+    min_block, target = ((grid // 3) ** 2 if min_block is None else min_block,
+                         np.asarray(target, dtype=np.float64))
+    mask, count, refused = (np.zeros((len(target), grid, grid), bool), np.zeros(len(target)),
+                            np.zeros(len(target), int))
     active, table = np.flatnonzero(target > 0), 0
     while len(active):
         numbers, table = draw(table).double().cpu().numpy(), table + 1
@@ -52,9 +61,14 @@ def block_masks(
     return torch.from_numpy(mask)
 
 # %% ../../nbs/parts/blockwise.ipynb #973a30a0
-def mask_ratios(u: torch.Tensor, mean: tuple = (0., .3), spread: tuple = (0., .2)) -> torch.Tensor:
-    "Two uniform numbers per view (N, 2) -> ratio of hidden patches (N,): one of the pairs, then uniform in mean +- spread. Raises `BadInput` for pairs outside [0, 1]."
-    if len(mean) != len(spread) or any(not 0 <= m - s <= m + s <= 1 for m, s in zip(mean, spread)):
-        raise BadInput(f"mask ratios {mean} with spreads {spread} leave [0, 1] or differ in number; give one spread for each ratio.")
+def mask_ratios(u: torch.Tensor, mean: tuple = (0., .3), width: tuple = (0., .2)) -> torch.Tensor:
+    """Two uniform numbers per view (N, 2) -> ratio of masked patches (N,): one of the pairs, then
+    uniform in mean +- width.
+
+    Raises `BadInput` for pairs outside [0, 1].
+    """
+    if len(mean) != len(width) or any(not 0 <= m - s <= m + s <= 1 for m, s in zip(mean, width)):
+        raise BadInput(f"mask ratios {mean} with ranges {width} leave [0, 1] or differ in number; "
+                       f"give one width for each ratio.")
     pick = (u[:, 0] * len(mean)).long()
-    return torch.tensor(mean)[pick] + (2 * u[:, 1] - 1) * torch.tensor(spread)[pick]
+    return torch.tensor(mean)[pick] + (2 * u[:, 1] - 1) * torch.tensor(width)[pick]

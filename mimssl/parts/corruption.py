@@ -18,8 +18,10 @@ from .draws import Draws
 
 # %% ../../nbs/parts/corruption.ipynb #00723060
 def draw_blocks(u: np.ndarray, size: int, align: int, max_block: float = .3) -> np.ndarray:
-    "Uniform numbers (..., 4) -> top, left, height, width (..., 4) of blocks in an image of `size` pixels, all in units of `align` pixels."
-    longest = max(int(max_block * size), align + 1)                              # exclusive; at least one unit
+    """Uniform numbers (..., 4) -> top, left, height, width (..., 4) of blocks in an image of `size`
+    pixels, all in units of `align` pixels.
+    """
+    longest = max(int(max_block * size), align + 1)  # exclusive; at least one unit
     start = np.floor(u[..., :2] * (size - align)) // align
     length = np.minimum(align + np.floor(u[..., 2:] * (longest - align)), size - align * start)
     return np.concatenate([start, np.rint(length / align)], -1).astype(int)
@@ -28,13 +30,20 @@ def draw_blocks(u: np.ndarray, size: int, align: int, max_block: float = .3) -> 
 def reachable(size: int, align: int, max_block: float = .3) -> float:
     "Share of the image that blocks can cover: all of it, unless no block has a side of two units."
     longest = max(int(max_block * size), align + 1) - 1
-    return 1. if round(longest / align) > 1 else max(size // align - 1, 0) ** 2 * align ** 2 / size ** 2
+    return (1. if round(longest / align) > 1
+            else max(size // align - 1, 0) ** 2 * align ** 2 / size ** 2)
 
 def check_blocks(area: float, size: int, align: int, max_block: float = .3):
-    "Raises `BadInput` where blocks do not fit on the image's grid, or cannot cover the share `area` of it."
-    if align < 1 or size % align: raise BadInput(f"corruption: align {align} does not divide the image size {size}; use the patch size.")
+    """Raises `BadInput` where blocks do not fit on the image's grid, or cannot cover the share
+    `area` of it.
+    """
+    if align < 1 or size % align:
+        raise BadInput(f"corruption: align {align} does not divide the image size {size}; use the "
+                       f"patch size.")
     if area > (most := reachable(size, align, max_block)):
-        raise BadInput(f"corruption: blocks of one unit of {align} pixels reach {most:.2f} of an image of {size}, but {area:.2f} are wanted; raise max_block or lower the area.")
+        raise BadInput(f"corruption: blocks of one unit of {align} pixels reach {most:.2f} of an "
+                       f"image of {size}, but {area:.2f} are wanted; raise max_block or lower the "
+                       f"area.")
 
 def block_unions(
     draw: Callable[[int], torch.Tensor],  # table number k -> uniform numbers (N, tries, 4)
@@ -42,13 +51,16 @@ def block_unions(
     size: int,                            # of the square image, pixels
     align: int,                           # pixels; divides `size`
     max_block: float = .3,                # longest side of a block, as a share of `size`
-) -> torch.Tensor:                        # (N, size // align, size // align) bool on the CPU, True = covered
+) -> torch.Tensor:  # (N, size // align, size // align) bool on the CPU, True = covered
     "Masks of overlapping blocks (GMML). Raises `BadInput` where the blocks cannot cover so much."
     area = np.asarray(area, dtype=np.float64)
     check_blocks(area.max(initial=0), size, align, max_block)
-    at, mask, active, table = np.arange(size // align), np.zeros((len(area), size // align, size // align), bool), np.flatnonzero(area > 0), 0
+    at, mask, active, table = (np.arange(size // align),
+                               np.zeros((len(area), size // align, size // align), bool),
+                               np.flatnonzero(area > 0), 0)
     while len(active):
-        blocks, table = draw_blocks(draw(table).double().cpu().numpy(), size, align, max_block), table + 1
+        blocks, table = (draw_blocks(draw(table).double().cpu().numpy(), size, align, max_block),
+                         table + 1)
         for t in range(blocks.shape[1]):
             top, left, height, width = blocks[active, t].T[:, :, None]           # (n, 1) each
             rows, columns = (at >= top) & (at < top + height), (at >= left) & (at < left + width)
@@ -58,8 +70,13 @@ def block_unions(
 
 # %% ../../nbs/parts/corruption.ipynb #5d65e9d9
 def areas(u: torch.Tensor, largest: float) -> torch.Tensor:
-    "Uniform numbers (N,) -> wanted areas (N,), from min(.5, `largest`) to `largest`. Raises `BadInput` for a share outside [0, 1)."
-    if not 0 <= largest < 1: raise BadInput(f"corruption: the largest area is {largest}; give a share of the image in [0, 1).")
+    """Uniform numbers (N,) -> wanted areas (N,), from min(.5, `largest`) to `largest`.
+
+    Raises `BadInput` for a share outside [0, 1).
+    """
+    if not 0 <= largest < 1:
+        raise BadInput(f"corruption: the largest area is {largest}; give a share of the image in "
+                       f"[0, 1).")
     return min(.5, largest) + u * (largest - min(.5, largest))
 
 # %% ../../nbs/parts/corruption.ipynb #739a2a7e
@@ -72,62 +89,98 @@ class CorruptionOptions:
     alien_share: float = .5          # of the images, those with aliens ('exclusive')
     max_block: float = .3            # longest side of a block, as a share of the image
     combine: str = "exclusive"       # an image has 'exclusive'ly noise or aliens, or 'both'
-    alien_pool: str = "batch"        # aliens come from the whole 'batch', or from that of the same 'process' (no traffic, but another result for another number of processes)
+    # aliens come from the whole 'batch', or from that of the same 'process' (no traffic, but
+    # another result for another number of processes)
+    alien_pool: str = "batch"
     self_alien: bool = True          # an image may be its own alien
 
     def __post_init__(self):
-        if self.combine not in ("exclusive", "both"): raise BadInput(f"combine is '{self.combine}'; use exclusive or both.")
-        if self.alien_pool not in ("batch", "process"): raise BadInput(f"alien_pool is '{self.alien_pool}'; use batch or process.")
-        if not 0 <= self.alien_share <= 1: raise BadInput(f"alien_share is {self.alien_share}; give a share of the images in [0, 1].")
+        if self.combine not in ("exclusive", "both"):
+            raise BadInput(f"combine is '{self.combine}'; use exclusive or both.")
+        if self.alien_pool not in ("batch", "process"):
+            raise BadInput(f"alien_pool is '{self.alien_pool}'; use batch or process.")
+        if not 0 <= self.alien_share <= 1:
+            raise BadInput(f"alien_share is {self.alien_share}; give a share of the images in [0, "
+                           f"1].")
         for area in (self.noise_area, self.alien_area): areas(torch.zeros(1), area)
 
 @dataclass(frozen=True)
 class Corrupted:
-    "Images (V, B, 3, S, S) and where they were overwritten, with `noise` and with `alien` pixels: (V, B, g, g) bool on the CPU, disjoint; g = S / align."
+    """Images (V, B, 3, S, S) and where they were overwritten, with `noise` and with `alien` pixels:
+    (V, B, g, g) bool on the CPU, disjoint; g = S / align.
+    """
     images: torch.Tensor
     noise: torch.Tensor
     alien: torch.Tensor
 
 # %% ../../nbs/parts/corruption.ipynb #e27c3a31
-def corruption_masks(draws: Draws, B: int, V: int, size: int, o: CorruptionOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def corruption_masks(draws: Draws, B: int, V: int, size: int,
+                     o: CorruptionOptions) -> tuple[torch.Tensor, torch.Tensor]:
     "Where `V` views of `B` images get noise and aliens, (V, B, g, g) bool each, disjoint."
-    rand = lambda name, *shape: draws.rand(name, B, V, *shape).flatten(0, 1).cpu()                     # (B*V, *shape)
-    unions = lambda name, area: block_unions(lambda k: rand(f"{name}/{k}", 32, 4), area, size, o.align, o.max_block).unflatten(0, (B, V)).transpose(0, 1)
-    noise_area, alien_area = areas(rand("noise_area"), o.noise_area), areas(rand("alien_area"), o.alien_area)
+    rand = lambda name, *shape: draws.rand(name, B, V, *shape).flatten(0, 1).cpu()  # (B*V, *shape)
+    unions = lambda name, area: block_unions(lambda k: rand(f"{name}/{k}", 32, 4),
+                                             area, size, o.align,
+                                             o.max_block).unflatten(0, (B, V)).transpose(0, 1)
+    noise_area, alien_area = (areas(rand("noise_area"), o.noise_area),
+                              areas(rand("alien_area"), o.alien_area))
     if o.combine == "both":
         alien = unions("alien_blocks", alien_area)
         return unions("noise_blocks", noise_area) & ~alien, alien
-    is_alien = rand("is_alien") < o.alien_share                                                        # (B*V,)
-    mask, is_alien = unions("blocks", torch.where(is_alien, alien_area, noise_area)), is_alien.view(B, V).T[:, :, None, None]
+    is_alien = rand("is_alien") < o.alien_share                                     # (B*V,)
+    mask, is_alien = (unions("blocks", torch.where(is_alien, alien_area, noise_area)),
+                      is_alien.view(B, V).T[:, :, None, None])
     return mask & ~is_alien, mask & is_alien
 
-def partners(draws: Draws, B: int, V: int, pool: int, first: int, o: CorruptionOptions) -> torch.Tensor:
-    "The alien of each view in a pool of images, of which the own ones begin at `first`: (V, B) int64. Raises `BadInput` where there is no other image."
+def partners(draws: Draws, B: int, V: int, pool: int, first: int,
+             o: CorruptionOptions) -> torch.Tensor:
+    """The alien of each view in a pool of images, of which the own ones begin at `first`: (V, B)
+    int64.
+
+    Raises `BadInput` where there is no other image.
+    """
     if o.self_alien: return draws.randint("alien", pool, B, V).T
-    if pool < 2: raise BadInput("corruption: a batch of one image has no other image to take pixels from; use self_alien: true or a larger batch.")
+    if pool < 2:
+        raise BadInput("corruption: a batch of one image has no other image to take pixels from; "
+                       "use self_alien: true or a larger batch.")
     own = first + torch.arange(B, device=draws.device)
     return (own + 1 + draws.randint("alien", pool - 1, B, V).T) % pool
 
+# %% ../../nbs/parts/corruption.ipynb #c574e4e6
 @torch.no_grad()
-def corrupt(images: torch.Tensor, draws: Draws, o: CorruptionOptions = CorruptionOptions()) -> Corrupted:
-    "Corrupt the views (V, B, 3, S, S) of a batch. Raises `BadInput` for an alignment that does not fit."
+def corrupt(images: torch.Tensor, draws: Draws,
+            o: CorruptionOptions = CorruptionOptions()) -> Corrupted:
+    """Corrupt the views (V, B, 3, S, S) of a batch.
+
+    Raises `BadInput` for an alignment that does not fit.
+    """
     (V, B), size = images.shape[:2], images.shape[-1]
     noise, alien = corruption_masks(draws, B, V, size, o)
-    pixels = lambda mask: mask.to(images.device).repeat_interleave(o.align, 2).repeat_interleave(o.align, 3)[:, :, None]   # (V, B, 1, S, S)
+    pixels = lambda mask: mask.to(images.device).repeat_interleave(o.align, 2).repeat_interleave(
+        o.align, 3)[:, :, None]  # (V, B, 1, S, S)
     out = images
-    if noise.any(): out = torch.where(pixels(noise), draws.noise("noise", B, V, *images.shape[2:]).transpose(0, 1).to(images.dtype), out)
-    if o.alien_area and (o.combine == "both" or o.alien_share):                                        # the same on every process
+    if noise.any():
+        out = torch.where(
+            pixels(noise),
+            draws.noise("noise", B, V, *images.shape[2:]).transpose(0, 1).to(images.dtype), out)
+    if o.alien_area and (o.combine == "both" or o.alien_share):  # the same on every process
         pool = gather(images.transpose(0, 1)).transpose(0, 1) if o.alien_pool == "batch" else images
         first = rank() * B if o.alien_pool == "batch" else 0
         other = partners(draws, B, V, pool.shape[1], first, o).to(images.device)
-        out = torch.where(pixels(alien), pool[torch.arange(V, device=images.device)[:, None], other], out)
+        out = torch.where(pixels(alien),
+                          pool[torch.arange(V, device=images.device)[:, None], other], out)
     return Corrupted(out, noise, alien)
 
 # %% ../../nbs/parts/corruption.ipynb #77f28181
 def patch_cells(mask: torch.Tensor, size: int, patch_size: int) -> torch.Tensor:
-    "Masks (..., g, g) of images of `size` pixels, by patch: (..., L, n) bool. The n cells of a patch are squares, row by row, as large as `mask` allows; n = 1 where blocks consist of whole patches."
+    """Masks (..., g, g) of images of `size` pixels, by patch: (..., L, n) bool.
+
+    The n cells of a patch are squares, row by row, as large as `mask` allows; n = 1 where blocks
+    consist of whole patches.
+    """
     align = size // mask.shape[-1]
     cell = math.gcd(align, patch_size)
-    fine = mask.repeat_interleave(align // cell, -2).repeat_interleave(align // cell, -1)        # (..., size / cell, size / cell)
+    # (..., size / cell, size / cell)
+    fine = mask.repeat_interleave(align // cell, -2).repeat_interleave(align // cell, -1)
     k = patch_size // cell
-    return fine.unflatten(-1, (-1, k)).unflatten(-3, (-1, k)).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return fine.unflatten(-1, (-1, k)).unflatten(-3, (-1, k)).transpose(-3, -2).flatten(-2).flatten(
+        -3, -2)

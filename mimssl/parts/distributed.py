@@ -35,7 +35,10 @@ class _Gather(torch.autograd.Function):
 
 # %% ../../nbs/parts/distributed.ipynb #90e64983
 def gather(x: torch.Tensor) -> torch.Tensor:
-    "Rows of all processes, (B, ...) -> (world*B, ...), with gradient. Every process must hold the same number of rows."
+    """Rows of all processes, (B, ...) -> (world*B, ...), with gradient.
+
+    Every process must hold the same number of rows.
+    """
     if world() == 1: return x
     return _Gather.apply(x.contiguous())
 

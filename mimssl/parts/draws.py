@@ -19,13 +19,16 @@ def seed_of(*key) -> int:
 class Draws:
     "Random numbers of one step: a pure function of (seed, step, name)."
     def __init__(self,
-        seed: int,                 # seed of the run
-        step: int,                 # number of the (micro-)step
-        rows: tuple | None = None, # (first row, size) of this process in the global batch: (start, total); None: the batch is global
+        seed: int,     # seed of the run
+        step: int,     # number of the (micro-)step
+        # (first row, size) of this process in the global batch: (start, total); None: the batch is
+        # global
+        rows: tuple | None = None,
         given: dict | None = None, # name -> tensor: used instead of drawing (tests)
-        device="cpu",              # where the numbers are wanted; all but `noise` are drawn on the CPU
+        device="cpu",  # where the numbers are wanted; all but `noise` are drawn on the CPU
     ):
-        self.seed, self.step, self.rows, self.given, self.device = seed, step, rows, given or {}, device
+        self.seed, self.step, self.rows, self.given, self.device = (seed, step, rows, given or {},
+                                                                    device)
 
     def generator(self, name: str) -> torch.Generator:
         "The CPU generator behind `name`."
@@ -50,10 +53,14 @@ class Draws:
         return self._draw(name, lambda n, g: torch.randint(high, (n, *shape), generator=g), B)
 
     def noise(self, name: str, B: int, *shape) -> torch.Tensor:
-        "Standard normal numbers for each sample, (B, *shape) float32, drawn on the device sample by sample: for many numbers, such as pixels."
+        """Standard normal numbers for each sample, (B, *shape) float32, drawn on the device sample
+        by sample: for many numbers, such as pixels.
+        """
         if name in self.given: return self.given[name].to(self.device)
-        first, out, g = (self.rows or (0, B))[0], torch.empty((B, *shape), device=self.device), torch.Generator(self.device)
-        for i, x in enumerate(out): x.normal_(generator=g.manual_seed(seed_of(self.seed, self.step, name, first + i)))
+        first, out, g = ((self.rows or (0, B))[0], torch.empty((B, *shape), device=self.device),
+                         torch.Generator(self.device))
+        for i, x in enumerate(out):
+            x.normal_(generator=g.manual_seed(seed_of(self.seed, self.step, name, first + i)))
         return out
 
     def shared(self, name: str, *shape) -> torch.Tensor:
@@ -66,7 +73,9 @@ class Draws:
 
     @contextmanager
     def scope(self, name: str):
-        "Seed torch's global generators inside the block (for layers such as drop-path that use them), then restore them."
+        """Seed torch's global generators inside the block (for layers such as drop-path that use
+        them), then restore them.
+        """
         first_row = (self.rows or (0, 0))[0]
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):

@@ -20,8 +20,10 @@ from torch import nn
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/encoder.ipynb #95ac4d26
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
+         "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 
+# %% ../../nbs/parts/encoder.ipynb #bcbff9d0
 @dataclass(frozen=True)
 class EncoderConfig:
     "Architecture of a ViT encoder. Raises `BadInput` for sizes that do not fit together."
@@ -36,16 +38,24 @@ class EncoderConfig:
     drop_path: float = 0.          # largest drop-path rate, linear over depth
 
     def __post_init__(self):
-        if self.size not in SIZES: raise BadInput(f"encoder size '{self.size}' is unknown; use one of {', '.join(SIZES)}.")
+        if self.size not in SIZES:
+            raise BadInput(f"encoder size '{self.size}' is unknown; use one of {', '.join(SIZES)}.")
         for name, default in zip(("embed_dim", "depth", "num_heads"), SIZES[self.size]):
             if getattr(self, name) is None: object.__setattr__(self, name, default)
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "image_size"):
-            if getattr(self, name) < 1: raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
+            if getattr(self, name) < 1:
+                raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
         if self.image_size < self.patch_size or self.image_size % self.patch_size:
-            raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; change one of them.")
-        if self.embed_dim % self.num_heads: raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}.")
-        if self.positions not in ("sincos", "learned"): raise BadInput(f"positions is '{self.positions}'; use sincos or learned.")
-        if self.positions == "sincos" and self.embed_dim % 4: raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of 4, as sincos positions need.")
+            raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size "
+                           f"{self.patch_size}; change one of them.")
+        if self.embed_dim % self.num_heads:
+            raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads "
+                           f"{self.num_heads}.")
+        if self.positions not in ("sincos", "learned"):
+            raise BadInput(f"positions is '{self.positions}'; use sincos or learned.")
+        if self.positions == "sincos" and self.embed_dim % 4:
+            raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of 4, as sincos "
+                           f"positions need.")
 
     @property
     def grid(self) -> int: return self.image_size // self.patch_size    # patches along one side
@@ -57,31 +67,37 @@ class EncoderConfig:
 def sincos_table(dim: int, grid: int, spacing: float = 1.) -> torch.Tensor:
     "Position table of a `grid` x `grid` image, row by row: (grid*grid, dim) float32."
     omega = 10000. ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = spacing * torch.arange(grid, dtype=torch.float64)[:, None] * omega          # (grid, D/4)
-    axis = torch.cat([angle.sin(), angle.cos()], 1)                                     # (grid, D/2)
-    column, row = axis[None].expand(grid, -1, -1), axis[:, None].expand(-1, grid, -1)   # (grid, grid, D/2)
+    angle = spacing * torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, D/4)
+    axis = torch.cat([angle.sin(), angle.cos()], 1)                             # (grid, D/2)
+    # (grid, grid, D/2)
+    column, row = axis[None].expand(grid, -1, -1), axis[:, None].expand(-1, grid, -1)
     return torch.cat([column, row], 2).reshape(grid * grid, dim).float()
 
 # %% ../../nbs/parts/encoder.ipynb #f4c8caf4
 def build_encoder(cfg: EncoderConfig) -> VisionTransformer:
     "A timm ViT without head: `forward_features` maps (B, 3, S, S) to (B, 1+L, D)."
-    vit = VisionTransformer(
-        img_size=cfg.image_size, patch_size=cfg.patch_size, embed_dim=cfg.embed_dim, depth=cfg.depth, num_heads=cfg.num_heads,
-        mlp_ratio=cfg.mlp_ratio, num_classes=0, drop_path_rate=cfg.drop_path, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    vit = VisionTransformer(img_size=cfg.image_size, patch_size=cfg.patch_size,
+                            embed_dim=cfg.embed_dim, depth=cfg.depth, num_heads=cfg.num_heads,
+                            mlp_ratio=cfg.mlp_ratio, num_classes=0, drop_path_rate=cfg.drop_path,
+                            norm_layer=partial(nn.LayerNorm, eps=1e-6))
     if cfg.positions == "sincos":
         vit.pos_embed.requires_grad_(False)
-        vit.pos_embed.data[0, 1:], vit.pos_embed.data[0, 0] = sincos_table(cfg.embed_dim, cfg.grid), 0.
+        vit.pos_embed.data[0, 1:], vit.pos_embed.data[0, 0] = (
+            sincos_table(cfg.embed_dim, cfg.grid), 0.)
     return vit
 
 # %% ../../nbs/parts/encoder.ipynb #93ef6ef7
 @torch.no_grad()
 def init_xavier(module: nn.Module) -> nn.Module:
-    "MAE's initialisation: linear weights Xavier-uniform, biases 0, LayerNorm (1, 0), patch embedding Xavier on the flattened kernel, class token N(0, .02)."
+    """MAE's initialisation: linear weights Xavier-uniform, biases 0, LayerNorm (1, 0), patch
+    embedding Xavier on the flattened kernel, class token N(0, .02).
+    """
     for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)
             if m.bias is not None: nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.LayerNorm) and m.elementwise_affine: nn.init.ones_(m.weight); nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.LayerNorm) and m.elementwise_affine:
+            nn.init.ones_(m.weight); nn.init.zeros_(m.bias)
         elif isinstance(m, VisionTransformer):
             nn.init.xavier_uniform_(m.patch_embed.proj.weight.view(m.embed_dim, -1))
             if m.cls_token is not None: nn.init.normal_(m.cls_token, std=.02)
@@ -89,9 +105,12 @@ def init_xavier(module: nn.Module) -> nn.Module:
 
 # %% ../../nbs/parts/encoder.ipynb #44223822
 def patchify(images: torch.Tensor, p: int) -> torch.Tensor:
-    "Images (B, C, H, W) -> patches (B, H/p * W/p, p*p*C); a patch is flattened row, column, channel."
+    """Images (B, C, H, W) -> patches (B, H/p * W/p, p*p*C); a patch is flattened row, column,
+    channel.
+    """
     B, C, H, W = images.shape
-    x = images.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1)    # (B, H/p, W/p, p, p, C)
+    # (B, H/p, W/p, p, p, C)
+    x = images.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1)
     return x.reshape(B, -1, p * p * C)
 
 def unpatchify(patches: torch.Tensor, p: int, channels: int = 3) -> torch.Tensor:
@@ -110,10 +129,13 @@ def gather_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def embed_patches(vit: VisionTransformer, patches: torch.Tensor) -> torch.Tensor:
     "timm's patch embedding on flattened patches: (B, n, p*p*3) -> (B, n, D), without positions."
     proj = vit.patch_embed.proj
-    return F.linear(patches, proj.weight.permute(0, 2, 3, 1).reshape(proj.weight.shape[0], -1), proj.bias)
+    return F.linear(patches, proj.weight.permute(0, 2, 3, 1).reshape(proj.weight.shape[0], -1),
+                    proj.bias)
 
 def split_positions(vit: VisionTransformer) -> tuple[torch.Tensor, torch.Tensor]:
-    "timm's `pos_embed` as (prefix rows (1, P, D), patch rows (1, L, D)); models that do not embed the prefix get zero rows."
+    """timm's `pos_embed` as (prefix rows (1, P, D), patch rows (1, L, D)); models that do not embed
+    the prefix get zero rows.
+    """
     P = vit.num_prefix_tokens
     if vit.no_embed_class: return vit.pos_embed.new_zeros(1, P, vit.embed_dim), vit.pos_embed
     return vit.pos_embed[:, :P], vit.pos_embed[:, P:]
@@ -131,70 +153,108 @@ def run_blocks(vit: VisionTransformer, x: torch.Tensor, norm: bool = True) -> to
     return vit.norm(x) if norm else x
 
 # %% ../../nbs/parts/encoder.ipynb #19e5fafd
-def encode_patches(vit: VisionTransformer, patches: torch.Tensor, positions: torch.Tensor, norm: bool = True) -> torch.Tensor:
-    "Flattened patches (B, n, p*p*3) with their `positions` (1 or B, n, D) -> prefix and patch tokens (B, P+n, D)."
+def encode_patches(vit: VisionTransformer, patches: torch.Tensor, positions: torch.Tensor,
+                   norm: bool = True) -> torch.Tensor:
+    """Flattened patches (B, n, p*p*3) with their `positions` (1 or B, n, D) -> prefix and patch
+    tokens (B, P+n, D).
+    """
     x = embed_patches(vit, patches) + positions                                  # (B, n, D)
     return run_blocks(vit, torch.cat([prefix_tokens(vit, len(x)), x], 1), norm)
 
-def encode(vit: VisionTransformer, images: torch.Tensor, keep: torch.Tensor | None = None, norm: bool = True) -> torch.Tensor:
-    """Prefix tokens and patch tokens of `images` (B, 3, H, W) -> (B, P+n, D); only the patches `keep` (B, n), in that order, if given.
-    An image of another size than the encoder's gets bicubically resized positions."""
+def encode(vit: VisionTransformer, images: torch.Tensor, keep: torch.Tensor | None = None,
+           norm: bool = True) -> torch.Tensor:
+    """Prefix tokens and patch tokens of `images` (B, 3, H, W) -> (B, P+n, D); only the patches
+    `keep` (B, n), in that order, if given. An image of another size than the encoder's gets
+    bicubically resized positions.
+    """
     p = vit.patch_embed.patch_size[0]
-    patches, positions = patchify(images, p), patch_positions(vit, (images.shape[2] // p, images.shape[3] // p))
+    patches, positions = (patchify(images, p),
+                          patch_positions(vit, (images.shape[2] // p, images.shape[3] // p)))
     if keep is not None:
         patches = gather_tokens(patches, keep)
         positions = gather_tokens(positions.expand(len(images), -1, -1), keep)
     return encode_patches(vit, patches, positions, norm)
 
 # %% ../../nbs/parts/encoder.ipynb #041d1f82
-def patch_positions(vit: VisionTransformer, grid: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
-    "Patch positions for `grid` = (rows, columns), (1, rows*columns, D). `mode`: 'bicubic', 'bilinear', or 'dino' (bicubic by factor)."
-    table = split_positions(vit)[1]                                              # (1, L, D)
+def patch_positions(vit: VisionTransformer, grid: tuple[int, int],
+                    mode: str = "bicubic") -> torch.Tensor:
+    """Patch positions for `grid` = (rows, columns), (1, rows*columns, D).
+
+    `mode`: 'bicubic', 'bilinear', or 'dino' (bicubic by factor).
+    """
+    table = split_positions(vit)[1]                              # (1, L, D)
     rows, columns = vit.patch_embed.grid_size
     if tuple(grid) == (rows, columns): return table
-    x = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)                  # (1, D, rows, columns)
-    if mode == "dino": x = F.interpolate(x, scale_factor=((grid[0] + .1) / rows, (grid[1] + .1) / columns), mode="bicubic")
+    x = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    if mode == "dino":
+        x = F.interpolate(x, scale_factor=((grid[0] + .1) / rows, (grid[1] + .1) / columns),
+                          mode="bicubic")
     else: x = F.interpolate(x, size=tuple(grid), mode=mode, align_corners=False)
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 # %% ../../nbs/parts/encoder.ipynb #8569b3e7
 @torch.no_grad()
-def resize_positions(vit: VisionTransformer, image_size: int | tuple, mode: str = "bicubic") -> VisionTransformer:
-    "Make `vit` an encoder for another image size (pixels), in place: its positions are interpolated. Raises `BadInput` for a size that is no multiple of the patch."
+def resize_positions(vit: VisionTransformer, image_size: int | tuple,
+                     mode: str = "bicubic") -> VisionTransformer:
+    """Make `vit` an encoder for another image size (pixels), in place: its positions are
+    interpolated.
+
+    Raises `BadInput` for a size that is no multiple of the patch.
+    """
     p = vit.patch_embed.patch_size[0]
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if any(s < p or s % p for s in size): raise BadInput(f"image size {size} is not a multiple of the encoder's patch size {p}; choose another size.")
+    if any(s < p or s % p for s in size):
+        raise BadInput(f"image size {size} is not a multiple of the encoder's patch size {p}; "
+                       f"choose another size.")
     grid = (size[0] // p, size[1] // p)
     table, P = patch_positions(vit, grid, mode), 0 if vit.no_embed_class else vit.num_prefix_tokens
-    vit.pos_embed = nn.Parameter(torch.cat([vit.pos_embed[:, :P], table], 1), requires_grad=vit.pos_embed.requires_grad)
-    vit.patch_embed.img_size, vit.patch_embed.grid_size, vit.patch_embed.num_patches = size, grid, grid[0] * grid[1]
+    vit.pos_embed = nn.Parameter(torch.cat([vit.pos_embed[:, :P], table], 1),
+                                 requires_grad=vit.pos_embed.requires_grad)
+    vit.patch_embed.img_size, vit.patch_embed.grid_size, vit.patch_embed.num_patches = (
+        size, grid, grid[0] * grid[1])
     return vit
 
 # %% ../../nbs/parts/encoder.ipynb #b90c8ed3
 def architecture(vit: VisionTransformer) -> dict:
     "timm's constructor arguments of `vit`."
-    return dict(img_size=list(vit.patch_embed.img_size), patch_size=vit.patch_embed.patch_size[0], embed_dim=vit.embed_dim, depth=len(vit.blocks),
-                num_heads=vit.blocks[0].attn.num_heads, mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
-                class_token=vit.cls_token is not None, reg_tokens=vit.num_reg_tokens, no_embed_class=vit.no_embed_class,
-                pre_norm=not isinstance(vit.norm_pre, nn.Identity), fc_norm=not isinstance(vit.fc_norm, nn.Identity),
-                qkv_bias=vit.blocks[0].attn.qkv.bias is not None, init_values=1. if hasattr(vit.blocks[0].ls1, "gamma") else None)   # layer scale
+    return dict(
+        img_size=list(vit.patch_embed.img_size), patch_size=vit.patch_embed.patch_size[0],
+        embed_dim=vit.embed_dim, depth=len(vit.blocks), num_heads=vit.blocks[0].attn.num_heads,
+        mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
+        class_token=vit.cls_token is not None, reg_tokens=vit.num_reg_tokens,
+        no_embed_class=vit.no_embed_class, pre_norm=not isinstance(vit.norm_pre, nn.Identity),
+        fc_norm=not isinstance(vit.fc_norm, nn.Identity),
+        qkv_bias=vit.blocks[0].attn.qkv.bias is not None,
+        init_values=1. if hasattr(vit.blocks[0].ls1, "gamma") else None)  # layer scale
 
 def save_encoder(path, vit: VisionTransformer) -> Path:
     "Write `vit` as safetensors with its architecture in the metadata."
     path = Path(path)
-    save_file({k: v.detach().cpu().contiguous() for k, v in vit.state_dict().items()}, path, {"architecture": json.dumps(architecture(vit))})
+    save_file({k: v.detach().cpu().contiguous() for k, v in vit.state_dict().items()}, path,
+              {"architecture": json.dumps(architecture(vit))})
     return path
 
 # %% ../../nbs/parts/encoder.ipynb #130e1158
 def load_encoder(path) -> VisionTransformer:
-    "The timm ViT that `save_encoder` wrote, on the CPU in eval mode. Raises `BadInput` for another kind of file."
+    """The timm ViT that `save_encoder` wrote, on the CPU in eval mode.
+
+    Raises `BadInput` for another kind of file.
+    """
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: no such encoder file; train one with `python -m mimssl pretrain`.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such encoder file; train one with `python -m mimssl pretrain`.")
     try:
-        with safe_open(path, "pt") as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise BadInput(f"{path}: not a readable safetensors file ({e}); it may be truncated, write it again.") from None
-    if "architecture" not in meta: raise BadInput(f"{path}: holds no encoder written by this project (no architecture in its metadata).")
+        with safe_open(path, "pt") as f:
+            meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e:
+        raise BadInput(f"{path}: not a readable safetensors file ({e}); it may be truncated, write "
+                       f"it again.") from None
+    if "architecture" not in meta:
+        raise BadInput(f"{path}: holds no encoder written by this project (no architecture in its "
+                       f"metadata).")
     args = json.loads(meta["architecture"])
-    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), global_pool="avg" if args["fc_norm"] or not args["class_token"] else "token", **args)
+    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                            global_pool="avg" if args["fc_norm"]
+                            or not args["class_token"] else "token", **args)
     vit.load_state_dict(state)
     return vit.eval()

@@ -21,10 +21,13 @@ def formula(name: str, shape) -> np.ndarray:
 
 # %% ../../nbs/parts/golden.ipynb #52823c51
 def fill(name: str, shape, rule: str) -> torch.Tensor:
-    "The tensor `name` under `rule` ('matrix', 'matrix20', 'gain', 'small', 'tiny' or 'unit_rows'), float32."
+    """The tensor `name` under `rule` ('matrix', 'matrix20', 'gain', 'small', 'tiny' or
+    'unit_rows'), float32.
+    """
     u = formula(name, shape)
     fan_in = u.size / shape[0] if len(shape) else 1
-    value = {"matrix": lambda: 3.5 / fan_in ** .5 * u, "matrix20": lambda: 3.5 / fan_in ** .5 * u / 20, "gain": lambda: 1 + .4 * u,
+    value = {"matrix": lambda: 3.5 / fan_in ** .5 * u,
+             "matrix20": lambda: 3.5 / fan_in ** .5 * u / 20, "gain": lambda: 1 + .4 * u,
              "small": lambda: .4 * u, "tiny": lambda: .04 * u,
              "unit_rows": lambda: u / np.sqrt((u ** 2).sum(-1, keepdims=True))}[rule]()
     return torch.from_numpy(value.astype(np.float32))
@@ -41,12 +44,14 @@ def draw(spec: dict) -> torch.Tensor:
         x = 2 * formula(name + "/fine", shape) + 2 * coarse.repeat(cell, 2).repeat(cell, 3)
         return torch.from_numpy(x.astype(np.float32))
     u = formula(name, shape)
-    if spec["kind"] == "int": return torch.from_numpy(np.floor(spec["high"] * (u + .5)).astype(np.int64))
+    if spec["kind"] == "int":
+        return torch.from_numpy(np.floor(spec["high"] * (u + .5)).astype(np.int64))
     if spec["kind"] == "bool":
         x = torch.from_numpy(u + .5 < spec["p"])
         x[spec.get("zero_rows", [])] = False
         return x
-    return torch.from_numpy((spec["scale"] * u if spec["kind"] == "scaled" else u + .5).astype(np.float32))
+    return torch.from_numpy((spec["scale"] * u if spec["kind"] == "scaled" else u
+                             + .5).astype(np.float32))
 
 # %% ../../nbs/parts/golden.ipynb #b5bdd85b
 @cache
@@ -57,19 +62,26 @@ def golden_cases() -> list[str]:
     return list(_golden()["cases"])
 
 def golden_case(name: str) -> dict:
-    "A case: 'config', 'draws', 'literals', 'state_dict', 'expected' and the official repository with its commit."
+    """A case: 'config', 'draws', 'literals', 'state_dict', 'expected' and the official repository
+    with its commit.
+    """
     return _golden()["cases"][name]
 
 # %% ../../nbs/parts/golden.ipynb #e709d46d
 def golden_state(case: dict) -> dict[str, torch.Tensor]:
-    "The case's state dict under official names; entries that the method builds itself ('built') are absent."
-    state = {n: fill(n, shape, rule) for n, (shape, rule) in case["state_dict"].items() if rule not in ("built", "literal")}
-    return state | {n: torch.as_tensor(x).reshape(case["state_dict"][n][0]) for n, x in case["literals"].items() if n in case["state_dict"]}
+    """The case's state dict under official names; entries that the method builds itself ('built')
+    are absent.
+    """
+    state = {n: fill(n, shape, rule)
+             for n, (shape, rule) in case["state_dict"].items() if rule not in ("built", "literal")}
+    return state | {n: torch.as_tensor(x).reshape(case["state_dict"][n][0])
+                    for n, x in case["literals"].items() if n in case["state_dict"]}
 
 def golden_draws(case: dict, step: str = "") -> dict[str, torch.Tensor]:
     "The case's inputs; with `step` only those of that step, without its prefix."
     prefix = f"{step}/" if step else ""
-    return {n[len(prefix):]: draw(spec) for n, spec in case["draws"].items() if n.startswith(prefix)}
+    return {n[len(prefix):]: draw(spec)
+            for n, spec in case["draws"].items() if n.startswith(prefix)}
 
 # %% ../../nbs/parts/golden.ipynb #583e58d5
 def _entry(x: torch.Tensor, key: str) -> float:
@@ -78,7 +90,8 @@ def _entry(x: torch.Tensor, key: str) -> float:
     return x[index].item()
 
 def _assert_near(what: str, got: float, want: float, tolerance: float) -> None:
-    assert abs(got - want) <= tolerance, f"{what}: {got:.9g}, official {want:.9g}, off by {abs(got - want) / tolerance:.2f} tolerances"
+    assert abs(got - want) <= tolerance, (f"{what}: {got:.9g}, official {want:.9g}, off by "
+                                          f"{abs(got - want) / tolerance:.2f} tolerances")
 
 # %% ../../nbs/parts/golden.ipynb #60e3a201
 def check_scalar(what: str, got, want: float) -> None:
@@ -88,10 +101,12 @@ def check_scalar(what: str, got, want: float) -> None:
 
 def check_tensor(what: str, got: torch.Tensor, want: dict) -> None:
     "A tensor against the official shape, mean, population standard deviation and entries."
-    assert list(got.shape) == want["shape"], f"{what}: shape {list(got.shape)}, official {want['shape']}"
+    assert list(got.shape) == want["shape"], (
+        f"{what}: shape {list(got.shape)}, official {want['shape']}")
     got = got.detach().double()
     tolerance = 2e-5 * max([1, *map(abs, want["entries"].values())])
-    for key, value in want["entries"].items(): _assert_near(f"{what}{key}", _entry(got, key), value, tolerance)
+    for key, value in want["entries"].items():
+        _assert_near(f"{what}{key}", _entry(got, key), value, tolerance)
     _assert_near(f"mean of {what}", got.mean().item(), want["mean"], tolerance)
     _assert_near(f"std of {what}", got.std(correction=0).item(), want["std"], tolerance)
 
@@ -99,4 +114,5 @@ def check_grad(what: str, got: torch.Tensor, want: dict) -> None:
     "A gradient against the official L2 norm and entries."
     tolerance = 5e-5 * max(want["norm"], 1e-3)
     _assert_near(f"norm of grad {what}", got.double().norm().item(), want["norm"], tolerance)
-    for key, value in want["entries"].items(): _assert_near(f"grad {what}{key}", _entry(got, key), value, tolerance)
+    for key, value in want["entries"].items():
+        _assert_near(f"grad {what}{key}", _entry(got, key), value, tolerance)

@@ -16,15 +16,22 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/heads.ipynb #ed88b618
 def projection_mlp(
-    *widths: int,                    # input, hidden ..., output
-    last: str | None = "plain_bn",   # behind the last linear layer: 'bn', 'plain_bn' (no gain and bias) or None
+    *widths: int,                    # input, masked ..., output
+    # behind the last linear layer: 'bn', 'plain_bn' (no gain and bias) or None
+    last: str | None = "plain_bn",
 ) -> nn.Sequential:
-    "Linear-BatchNorm-ReLU-...-linear on (N, widths[0]) -> (N, widths[-1]). Raises `BadInput` for an unknown `last`."
-    if last not in ("bn", "plain_bn", None): raise BadInput(f"projection_mlp: last is '{last}'; use bn, plain_bn or None.")
+    """Linear-BatchNorm-ReLU-...-linear on (N, widths[0]) -> (N, widths[-1]).
+
+    Raises `BadInput` for an unknown `last`.
+    """
+    if last not in ("bn", "plain_bn", None):
+        raise BadInput(f"projection_mlp: last is '{last}'; use bn, plain_bn or None.")
     layers = []
-    for i, o in zip(widths[:-2], widths[1:-1]): layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
+    for i, o in zip(widths[:-2], widths[1:-1]):
+        layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
     layers += [nn.Linear(*widths[-2:], bias=False)]
-    return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1], affine=last == "bn")] if last else []))
+    return nn.Sequential(*layers,
+                         *([nn.BatchNorm1d(widths[-1], affine=last == "bn")] if last else []))
 
 # %% ../../nbs/parts/heads.ipynb #d16e3617
 class WeightNormLinear(nn.Module):
@@ -46,11 +53,15 @@ def _init_linear(m: nn.Module):
         if m.bias is not None: nn.init.zeros_(m.bias)
 
 class DINOHead(nn.Module):
-    "MLP, unit length, weight-normalised prototypes: (..., D) -> (..., K) (2104.14294, §3.1 and appendix)."
-    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, layers: int = 3, use_bn: bool = False, norm_last_layer: bool = True):
+    """MLP, unit length, weight-normalised prototypes: (..., D) -> (..., K) (2104.14294, §3.1 and
+    appendix).
+    """
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256,
+                 layers: int = 3, use_bn: bool = False, norm_last_layer: bool = True):
         super().__init__()
         widths, mlp = [in_dim] + [hidden_dim] * (layers - 1), []
-        for i, o in zip(widths[:-1], widths[1:]): mlp += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if use_bn else []), nn.GELU()]
+        for i, o in zip(widths[:-1], widths[1:]):
+            mlp += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if use_bn else []), nn.GELU()]
         last = nn.Linear(widths[-1], bottleneck_dim)
         self.mlp = nn.Sequential(*mlp, last) if mlp else last
         self.mlp.apply(_init_linear)
@@ -65,11 +76,15 @@ class DINOHead(nn.Module):
 
 # %% ../../nbs/parts/heads.ipynb #7f4c00fd
 class IBOTHead(DINOHead):
-    "A `DINOHead` for class tokens with a second last layer for patch tokens, the same one if `shared` (2111.07832, §3.3)."
-    def __init__(self, in_dim: int, out_dim: int, patch_out_dim: int, shared: bool = True, **options):
+    """A `DINOHead` for class tokens with a second last layer for patch tokens, the same one if
+    `shared` (2111.07832, §3.3).
+    """
+    def __init__(self, in_dim: int, out_dim: int, patch_out_dim: int, shared: bool = True,
+                 **options):
         super().__init__(in_dim, out_dim, **options)
         bottleneck_dim = self.last_layer.weight_v.shape[1]
-        self.last_layer2 = self.last_layer if shared else WeightNormLinear(bottleneck_dim, patch_out_dim, self.last_layer.weight_g.requires_grad)
+        self.last_layer2 = self.last_layer if shared else WeightNormLinear(
+            bottleneck_dim, patch_out_dim, self.last_layer.weight_g.requires_grad)
 
     def forward(self, x: torch.Tensor, frozen: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         "Tokens (B, 1+L, D) -> class logits (B, K) and patch logits (B, L, K')."
@@ -77,18 +92,29 @@ class IBOTHead(DINOHead):
         return self.last_layer(z[:, 0], frozen), self.last_layer2(z[:, 1:], frozen)
 
 # %% ../../nbs/parts/heads.ipynb #be5aaa72
-PATCH_HEADS = {"mmc": "teacher.pat_head.", "ibot": "teacher.head."}   # method -> where its tensors begin
+# method -> where its tensors begin
+PATCH_HEADS = {"mmc": "teacher.pat_head.", "ibot": "teacher.head."}
 
 def load_patch_head(path) -> DINOHead | None:
-    "The teacher's patch head, in eval mode and with its `bottleneck` alone (no words), from a method.safetensors; None where the method has none. Raises `BadInput` for another kind of file."
+    """The teacher's patch head, in eval mode and with its `bottleneck` alone (no prototypes), from
+    a method.safetensors; None where the method has none.
+
+    Raises `BadInput` for another kind of file.
+    """
     if not Path(path).is_file(): return None
     try:
         with safe_open(path, "pt") as f:
-            start = PATCH_HEADS.get(json.loads((f.metadata() or {})["about"])["method"], " ") + "mlp."
-            state = {name.removeprefix(start): f.get_tensor(name) for name in f.keys() if name.startswith(start)}
-    except Exception: raise BadInput(f"{path}: is not the state of a method of this project; train the run again, or choose tokens or keys.") from None
+            start = PATCH_HEADS.get(json.loads((f.metadata() or {})["about"])["method"],
+                                    " ") + "mlp."
+            state = {name.removeprefix(start): f.get_tensor(name)
+                     for name in f.keys() if name.startswith(start)}
+    except Exception:
+        raise BadInput(f"{path}: is not the state of a method of this project; train the run "
+                       f"again, or choose tokens or keys.") from None
     if not state: return None
-    widths = [state[name].shape for name in sorted(state, key=lambda name: (len(name), name)) if state[name].ndim == 2]   # of the linear layers, in their order
-    head = DINOHead(widths[0][1], 1, widths[0][0], widths[-1][0], len(widths), use_bn=any(name.endswith("running_mean") for name in state))
+    widths = [state[name].shape for name in sorted(state, key=lambda name: (len(name), name))
+              if state[name].ndim == 2]  # of the linear layers, in their order
+    head = DINOHead(widths[0][1], 1, widths[0][0], widths[-1][0], len(widths),
+                    use_bn=any(name.endswith("running_mean") for name in state))
     head.mlp.load_state_dict(state)
     return head.eval()

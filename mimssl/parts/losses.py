@@ -16,12 +16,17 @@ def standardise_patches(patches: torch.Tensor) -> torch.Tensor:
     return (patches - mean) / (var + 1e-6) ** .5
 
 def patch_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    "Mean squared error of hidden patches, (B, n, P) each -> scalar."
+    "Mean squared error of masked patches, (B, n, P) each -> scalar."
     return (prediction - target).square().mean()
 
 # %% ../../nbs/parts/losses.ipynb #6fecfab9
-def info_nce(queries: torch.Tensor, keys: torch.Tensor, temperature: float, first: int = 0) -> torch.Tensor:
-    "InfoNCE of unit-norm `queries` (B, D) against `keys` (N, D), N >= B; the key of query i is number `first` + i. Scalar."
+def info_nce(queries: torch.Tensor, keys: torch.Tensor, temperature: float,
+             first: int = 0) -> torch.Tensor:
+    """InfoNCE of unit-norm `queries` (B, D) against `keys` (N, D), N >= B; the key of query i is
+    number `first` + i.
+
+    Scalar.
+    """
     logits = queries @ keys.T / temperature                                       # (B, N)
     return F.cross_entropy(logits, first + torch.arange(len(queries), device=logits.device))
 

@@ -15,7 +15,8 @@ def cosine(step: float, total: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
 
 # %% ../../nbs/parts/schedules.ipynb #2283af54
-def warmup_cosine(step: float, total: float, warmup: float, peak: float, start: float = 0., end: float = 0.) -> float:
+def warmup_cosine(step: float, total: float, warmup: float, peak: float, start: float = 0.,
+                  end: float = 0.) -> float:
     "Linear from `start` to `peak` over `warmup` steps, then half-cosine to `end` at `total`."
     if step < warmup: return start + (peak - start) * step / warmup
     return cosine(step - warmup, total - warmup, peak, end)

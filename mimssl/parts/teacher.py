@@ -19,9 +19,12 @@ def copy_as_teacher(student: nn.Module) -> nn.Module:
 
 # %% ../../nbs/parts/teacher.ipynb #7b367914
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, momentum: float, buffers: bool = False) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, over the teacher's parameters, matched by name; those that are fixed in
-    the student (position tables) stay. `buffers`: copy the student's buffers (BatchNorm statistics). Raises KeyError if the student lacks a name."""
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float,
+               buffers: bool = False) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, over the teacher's parameters,
+    matched by name; those that are fixed in the student (position tables) stay. `buffers`: copy the
+    student's buffers (BatchNorm statistics). Raises KeyError if the student lacks a name.
+    """
     theirs = dict(student.named_parameters())
     moving = [(p, theirs[n]) for n, p in teacher.named_parameters() if theirs[n].requires_grad]
     torch._foreach_lerp_([p for p, _ in moving], [q for _, q in moving], 1 - momentum)

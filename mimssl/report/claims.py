@@ -24,50 +24,93 @@ class Claim:
     kind: str = "claim"   # 'claim', 'open question' or 'check'
 
 # %% ../../nbs/report/claims.ipynb #778e728e
-CLAIMS = [
-    Claim("CT-1", "mae_ct", "After head initialisation on the frozen MAE encoder, k-NN in the head's embedding beats k-NN on the encoder's features."),
-    Claim("CT-2", "mae_ct", "Contrastive tuning raises k-NN, linear probe, 1/2/5-shot and clustering accuracy over the MAE it starts from."),
-    Claim("CT-3", "mae_ct", "Choosing one of the top-k neighbours beats top-1; a too large k adds noise.", "k = 1, 5, 10, 20, 50"),
-    Claim("CT-4", "mae_ct", "Tuning after MAE beats training MAE and NNCLR together, where the NNCLR loss falls by about 30 % at once (a shortcut).", "loss weight"),
-    Claim("CT-5", "mae_ct", "The gap between crop and flip only and full augmentation shrinks as the model grows.", "model size x augmentation"),
-    Claim("CT-6", "mae_ct", "Head initialisation and tuning cost at most 10 % of the MAE pre-training.", "measured compute"),
-    Claim("CT-7", "mae_ct", "The masking ratio of the MAE changes what tuning can reach.", "mask ratio 0.5, 0.6, 0.75, 0.9", "open question"),
-    Claim("CT-8", "mae_ct", "Other augmentation-free tuning (SimSiam or Barlow Twins heads on the same encoder) does worse.", "head type", "open question"),
-    Claim("CT-9", "mae_ct", "The k of the look-up changes transfer to unseen classes.", "k, classes held out of pre-training", "open question")]
+CLAIMS = [Claim("CT-1", "mae_ct", "After head initialisation on the frozen MAE encoder, k-NN in "
+                                  "the head's embedding beats k-NN on the encoder's features."),
+          Claim("CT-2", "mae_ct", "Contrastive tuning raises k-NN, linear probe, 1/2/5-shot and "
+                                  "clustering accuracy over the MAE it starts from."),
+          Claim("CT-3", "mae_ct",
+                "Choosing one of the top-k neighbours beats top-1; a too large k adds noise.",
+                "k = 1, 5, 10, 20, 50"),
+          Claim("CT-4", "mae_ct",
+                "Tuning after MAE beats training MAE and NNCLR together, where the NNCLR loss "
+                "falls by about 30 % at once (a shortcut).", "loss weight"),
+          Claim("CT-5", "mae_ct", "The gap between crop and flip only and full augmentation "
+                                  "shrinks as the model grows.", "model size x augmentation"),
+          Claim("CT-6", "mae_ct",
+                "Head initialisation and tuning cost at most 10 % of the MAE pre-training.",
+                "measured compute"),
+          Claim("CT-7", "mae_ct", "The masking ratio of the MAE changes what tuning can reach.",
+                "mask ratio 0.5, 0.6, 0.75, 0.9", "open question"),
+          Claim("CT-8", "mae_ct", "Other augmentation-free tuning (SimSiam or Barlow Twins heads "
+                                  "on the same encoder) does worse.", "head type", "open question"),
+          Claim("CT-9", "mae_ct", "The k of the look-up changes transfer to unseen classes.",
+                "k, classes held out of pre-training", "open question")]
 
 # %% ../../nbs/report/claims.ipynb #f47e02d1
 CLAIMS += [
-    Claim("LM-1", "latent_mim", "Joint optimisation of online and target encoder collapses (patch cosine similarity near 1); a stop-gradient momentum target does not.", "target type, momentum"),
-    Claim("LM-2", "latent_mim", "Patch discrimination beats direct reconstruction of normalised latents, which tends to trivial solutions.", "loss, temperature"),
+    Claim("LM-1", "latent_mim",
+          "Joint optimisation of online and target encoder collapses (patch cosine similarity near "
+          "1); a stop-gradient momentum target does not.", "target type, momentum"),
+    Claim("LM-2", "latent_mim", "Patch discrimination beats direct reconstruction of normalised "
+                                "latents, which tends to trivial solutions.", "loss, temperature"),
     Claim("LM-3", "latent_mim", "The best mask ratio is about 90 %.", "visible patches"),
     Claim("LM-4", "latent_mim", "Gaps between patches help.", "gap 0, 2, 4 of 16 px"),
-    Claim("LM-5", "latent_mim", "A cross-attention decoder beats self-attention, visual cues help, too shallow and too deep decoders hurt.", "decoder type, cue, depth"),
-    Claim("LM-6", "latent_mim", "Nearest-neighbour and linear-probe accuracy exceed those of pixel MAE at equal epochs."),
-    Claim("LM-7", "latent_mim", "Other masking (block, content-dependent) changes the result against random masking.", "masking", "open question"),
-    Claim("LM-8", "latent_mim", "It scales with model size and compute better than pixel MAE.", "ViT-Ti, S, B", "open question"),
-    Claim("LM-9", "latent_mim", "Images with more or fewer objects than ImageNet's change the result.", "objects per generated scene", "open question"),
-    Claim("MO-1", "moca", "The two losses help each other: k-NN over the weight of the image loss peaks near 0.5 and collapses at 0.", "loss weight 1, 0.75, 0.5, 0.25, 0"),
-    Claim("MO-2", "moca", "Low-shot accuracy (1, 2, 5 and about 13 images per class) beats MAE, DINO and iBOT."),
-    Claim("MO-3", "moca", "It reaches the others' k-NN in about a third of their training time, without multi-crop.", "measured time x accuracy"),
-    Claim("MO-4", "moca", "Semantic segmentation, linear and fine-tuned, with few and with all labels beats MAE, DINO and iBOT.", "label count")]
+    Claim("LM-5", "latent_mim",
+          "A cross-attention decoder beats self-attention, visual cues help, too shallow and "
+          "too deep decoders hurt.", "decoder type, cue, depth"),
+    Claim("LM-6", "latent_mim",
+          "Nearest-neighbour and linear-probe accuracy exceed those of pixel MAE at equal epochs."),
+    Claim("LM-7", "latent_mim",
+          "Other masking (block, content-dependent) changes the result against random masking.",
+          "masking", "open question"),
+    Claim("LM-8", "latent_mim", "It scales with model size and compute better than pixel MAE.",
+          "ViT-Ti, S, B", "open question"),
+    Claim("LM-9", "latent_mim",
+          "Images with more or fewer objects than ImageNet's change the result.",
+          "objects per generated scene", "open question"),
+    Claim("MO-1", "moca",
+          "The two losses help each other: k-NN over the weight of the image loss peaks near "
+          "0.5 and collapses at 0.", "loss weight 1, 0.75, 0.5, 0.25, 0"),
+    Claim("MO-2", "moca",
+          "Low-shot accuracy (1, 2, 5 and about 13 images per class) beats MAE, DINO and iBOT."),
+    Claim("MO-3", "moca", "It reaches the others' k-NN in about a third of their training time, "
+                          "without multi-crop.", "measured time x accuracy"),
+    Claim("MO-4", "moca", "Semantic segmentation, linear and fine-tuned, with few and with all "
+                          "labels beats MAE, DINO and iBOT.", "label count")]
 
 # %% ../../nbs/report/claims.ipynb #523bb472
 CLAIMS += [
-    Claim("MM-1", "mmc", "Masked reconstruction raises both intra- and inter-object similarity.", "reconstruction on/off"),
-    Claim("MM-2", "mmc", "Momentum distillation on patches lowers inter-object similarity and moves class-token semantics into patches.", "patch loss on/off"),
-    Claim("MM-3", "mmc", "Zero-shot segmentation from one prompt patch is better than that of iBOT, DINO, MoCo v3 and MAE."),
+    Claim("MM-1", "mmc", "Masked reconstruction raises both intra- and inter-object similarity.",
+          "reconstruction on/off"),
+    Claim("MM-2", "mmc", "Momentum distillation on patches lowers inter-object similarity and "
+                         "moves class-token semantics into patches.", "patch loss on/off"),
+    Claim("MM-3", "mmc", "Zero-shot segmentation from one prompt patch is better "
+                         "than that of iBOT, DINO, MoCo v3 and MAE."),
     Claim("MM-4", "mmc", "Each of the three losses is needed.", "all subsets of the losses"),
-    Claim("MM-5", "mmc", "The variance of patch features within an object is lower than the baselines'."),
+    Claim("MM-5",
+          "mmc", "The variance of patch features within an object is lower than the baselines'."),
     Claim("MM-6", "mmc", "mIoU depends on the threshold T.", "T in 0 to 0.3", "open question"),
-    Claim("MM-7", "mmc", "Throughput and memory are no worse than the other methods'.", "measured", "open question"),
-    Claim("MM-8", "mmc", "Feature variance and separability hold across mask patterns and categories, and transfer to detection and few-shot tasks.", "masking, category, task", "check"),
-    Claim("CF-1", "cfm_vit", "Reconstructing joint-space features beats reconstructing pixels, which beats contrastive training alone, on regions and novel classes.", "target"),
-    Claim("CF-2", "cfm_vit", "Positional embedding dropout makes the frozen backbone the better region classifier; without it the fine-tuned one is better.", "p = 0, .1, .3, .5, .7, .9"),
+    Claim("MM-7", "mmc", "Throughput and memory are no worse than the other methods'.",
+          "measured", "open question"),
+    Claim("MM-8", "mmc",
+          "Feature variance and separability hold across mask patterns and categories, "
+          "and transfer to detection and few-shot tasks.", "masking, category, task", "check"),
+    Claim("CF-1", "cfm_vit",
+          "Reconstructing joint-space features beats reconstructing pixels, "
+          "which beats contrastive training alone, on regions and novel classes.", "target"),
+    Claim("CF-2", "cfm_vit",
+          "Positional embedding dropout makes the frozen backbone the better region classifier; "
+          "without it the fine-tuned one is better.", "p = 0, .1, .3, .5, .7, .9"),
     Claim("CF-3", "cfm_vit", "Zero-shot image-text retrieval improves too."),
-    Claim("CF-4", "cfm_vit", "Masking the contrastive branch with the complementary tokens recovers the compute without losing accuracy.", "contrastive masking"),
-    Claim("CF-5", "cfm_vit", "The mask ratio trades compute against accuracy.", "mask ratio", "open question"),
-    Claim("CF-6", "cfm_vit", "It transfers to another vocabulary and data set without fine-tuning.", "", "open question"),
-    Claim("CF-7", "cfm_vit", "The joint space is a better target than other spaces.", "pixels, joint space, region-level or momentum target", "check")]
+    Claim("CF-4", "cfm_vit",
+          "Masking the contrastive branch with the complementary tokens recovers the compute "
+          "without losing accuracy.", "contrastive masking"),
+    Claim("CF-5", "cfm_vit", "The mask ratio trades compute against accuracy.", "mask ratio",
+          "open question"),
+    Claim("CF-6", "cfm_vit", "It transfers to another vocabulary and data set without fine-tuning.",
+          "", "open question"),
+    Claim("CF-7", "cfm_vit", "The joint space is a better target than other spaces.",
+          "pixels, joint space, region-level or momentum target", "check")]
 
 def claim(id: str) -> Claim:
     "The claim of this id. Raises `BadInput` for an unknown one."
@@ -90,21 +133,26 @@ class Judgement:
 # %% ../../nbs/report/claims.ipynb #a56722a9
 def judge(
     id: str,                        # of the claim
-    better: list[dict],             # lines of the side that the claim says is better
-    than: dict[str, list[dict]],    # name -> lines, for each rival
+    better: list[dict],             # records of the side that the claim says is better
+    than: dict[str, list[dict]],    # name -> records, for each rival
     name: str = "",                 # of the better side; default: its method
     lower_is_better: bool = False,  # for times, losses and similarities that a claim says fall
 ) -> Judgement:
-    "Whether the better side is better than each rival under every score they share, by more than the spread over seeds."
+    """Whether the better side is better than each rival under every score they share, by more than
+    the std over seeds.
+    """
     about = claim(id)
     if not better or not any(than.values()): return Judgement(about, NOT_RUN, "")
     name = name or label_of(better[0]["method"])
-    found = [(rival, d) for rival, lines in than.items() if lines for d in differences(better, lines)]
+    found = [(rival, d) for rival, records in than.items() if records
+             for d in differences(better, records)]
     outcomes = [_outcome(d, lower_is_better) for _, d in found]
     outcome = FAILS if FAILS in outcomes else HOLDS if set(outcomes) == {HOLDS} else UNDECIDED
-    missing = [rival for rival, lines in than.items() if not lines]
+    missing = [rival for rival, records in than.items() if not records]
     if missing and outcome == HOLDS: outcome = UNDECIDED
-    return Judgement(about, outcome, " ".join([*(_sentence(name, rival, d) for rival, d in found), *([f"Not run: {', '.join(missing)}."] if missing else [])]))
+    return Judgement(about, outcome,
+                     " ".join([*(_sentence(name, rival, d) for rival, d in found),
+                               *([f"Not run: {', '.join(missing)}."] if missing else [])]))
 
 # %% ../../nbs/report/claims.ipynb #b0b69927
 def _outcome(d: Difference, lower_is_better: bool) -> str:
@@ -116,31 +164,43 @@ def _sentence(name: str, rival: str, d: Difference) -> str:
     "The numbers of one difference."
     digits = decimals([d.a.mean, d.b.mean])
     runs = lambda s: f"{s.show(digits)} ({s.count} seed{'s' * (s.count > 1)})"
-    spread = "spread unknown" if d.spread is None else f"spread {d.spread:.{digits}f}"
+    std = "std unknown" if d.std is None else f"std {d.std:.{digits}f}"
     note = f" [{d.note}]" if d.note else ""
-    return f"{score_name(*d.score.split('/'))}{note}: {name} {runs(d.a)}, {rival} {runs(d.b)}, difference {d.value:+.{digits}f}, {spread}."
+    return (f"{score_name(*d.score.split('/'))}{note}: {name} {runs(d.a)}, {rival} {runs(d.b)}, "
+            f"difference {d.value:+.{digits}f}, {std}.")
 
 # %% ../../nbs/report/claims.ipynb #03dd8907
 def judge_bound(
     id: str,
-    lines: list[dict],              # of one score; the value may be any number
+    records: list[dict],              # of one score; the value may be any number
     at_most: float | None = None,
     at_least: float | None = None,
     name: str = "",                 # what was measured; default: method and score
 ) -> Judgement:
-    "Whether the mean keeps within the bounds by more than its spread over seeds; one seed decides nothing."
+    """Whether the mean keeps within the bounds by more than its std over seeds; one seed decides
+    nothing.
+    """
     about = claim(id)
-    if at_most is None and at_least is None: raise BadInput(f"claim {id}: give at_most, at_least or both.")
-    if not lines: return Judgement(about, NOT_RUN, "")
-    s = summarise(per_seed(lines).values())
+    if at_most is None and at_least is None:
+        raise BadInput(f"claim {id}: give at_most, at_least or both.")
+    if not records: return Judgement(about, NOT_RUN, "")
+    s = summarise(per_seed(records).values())
     if s is None: return Judgement(about, UNDECIDED, "No run gave a number.")
-    rooms = [room for bound, room in ((at_most, lambda b: b - s.mean), (at_least, lambda b: s.mean - b)) if bound is not None for room in [room(bound)]]
+    rooms = [room
+             for bound, room in ((at_most, lambda b: b - s.mean), (at_least, lambda b: s.mean - b))
+             if bound is not None for room in [room(bound)]]
     room = min(rooms)   # how far inside the bounds; negative outside
     outcome = UNDECIDED if s.std is None or abs(room) <= s.std else HOLDS if room > 0 else FAILS
-    bounds = " and ".join(f"{word} {b:g}" for word, b in (("at least", at_least), ("at most", at_most)) if b is not None)
-    name = name or f"{label_of(lines[0]['method'])} {score_name(lines[0]['evaluation'], lines[0]['metric'])}"
-    spread = "" if s.std is None else f" ± {s.std:.3g}"
-    return Judgement(about, outcome, f"{name}: {s.mean:.3g}{spread} ({s.count} seed{'s' * (s.count > 1)}), claimed {bounds}.")
+    bounds = " and ".join(f"{word} {b:g}"
+                          for word, b in (("at least", at_least), ("at most", at_most))
+                          if b is not None)
+    name = name or (
+        f"{label_of(records[0]['method'])} "
+        f"{score_name(records[0]['evaluation'], records[0]['metric'])}"
+    )
+    std = "" if s.std is None else f" ± {s.std:.3g}"
+    return Judgement(about, outcome, f"{name}: {s.mean:.3g}{std} ({s.count} "
+                                     f"seed{'s' * (s.count > 1)}), claimed {bounds}.")
 
 # %% ../../nbs/report/claims.ipynb #7dccfd8b
 def claims_table(
@@ -153,7 +213,9 @@ def claims_table(
     for c in CLAIMS:
         if method not in (None, c.method): continue
         found = [j for j in judgements if j.claim.id == c.id]
-        if not found and not_run: found = [Judgement(c, NOT_RUN, f"sweep: {c.sweep}" if c.sweep else "")]
+        if not found and not_run:
+            found = [Judgement(c, NOT_RUN, f"sweep: {c.sweep}" if c.sweep else "")]
         note = "" if c.kind == "claim" else f" ({c.kind})"
-        table.rows += [[Cell(c.id), Cell(c.text + note), Cell(j.outcome), Cell(j.sentence or "–")] for j in found]
+        table.rows += [[Cell(c.id), Cell(c.text + note), Cell(j.outcome), Cell(j.sentence or "–")]
+                       for j in found]
     return table

@@ -10,34 +10,41 @@ __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'LOG_NAMES', 'style', 'save_f
 import logging
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np
 from pathlib import Path
-from ..data.lines import read_lines
+from ..data.records import read_records
 from ..data.settings import BadInput
-from .groups import NAMES, decimals, group, in_order, label_of, per_seed, score_name, select, series, summarise, value_of
+from .groups import (NAMES, decimals, group, in_order, label_of, per_seed, score_name,
+                                  select, series, summarise, value_of)
 
 # %% ../../nbs/report/figures.ipynb #f6617ef1
 COLUMN, PAGE = 3.3, 6.9   # widths in inches of one column and of a page
 
-COLOURS = dict(pixels="#999999", untrained="#666666", mae="#0072B2", mae_nnclr="#9966FF", mae_ct="#56B4E9", mae_ct_aug="#003355",
-               latent_mim="#E69F00", moca="#D55E00", mmc="#CC79A7", cfm_vit="#009E73",
-               dino="#772211", ibot="#DDBB66", mocov3="#5511DD", published="#000000")
-MARKERS = dict(pixels="_", untrained="_", mae="o", mae_nnclr="h", mae_ct="s", mae_ct_aug="D", latent_mim="^", moca="v", mmc="P",
-               cfm_vit="X", dino="<", ibot=">", mocov3="p", published="*")
+COLOURS = dict(pixels="#999999", untrained="#666666", mae="#0072B2", mae_nnclr="#9966FF",
+               mae_ct="#56B4E9", mae_ct_aug="#003355", latent_mim="#E69F00", moca="#D55E00",
+               mmc="#CC79A7", cfm_vit="#009E73", dino="#772211", ibot="#DDBB66", mocov3="#5511DD",
+               published="#000000")
+MARKERS = dict(pixels="_", untrained="_", mae="o", mae_nnclr="h", mae_ct="s", mae_ct_aug="D",
+               latent_mim="^", moca="v", mmc="P", cfm_vit="X", dino="<", ibot=">", mocov3="p",
+               published="*")
 
 # %% ../../nbs/report/figures.ipynb #fac21fc7
 def style() -> None:
     "Set matplotlib to this workbook's look; call it once in a notebook."
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    colours = [COLOURS[m] for m in ("mae", "moca", "cfm_vit", "mmc", "latent_mim", "mae_ct", "dino", "mocov3", "mae_ct_aug", "ibot")]
-    mpl.rcParams.update({
-        "figure.figsize": (COLUMN, 2.3), "figure.dpi": 100, "savefig.dpi": 200, "figure.constrained_layout.use": True,
-        "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
-        "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 1.6,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": .6, "axes.edgecolor": "#444444",
-        "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": .6,
-        "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-        "lines.linewidth": 1.3, "lines.markersize": 4, "axes.prop_cycle": mpl.cycler(color=colours),
-        "image.cmap": "cividis", "image.interpolation": "nearest",
-        "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "mimssl", "path.simplify": True})
+    colours = [COLOURS[m] for m in ("mae", "moca", "cfm_vit", "mmc", "latent_mim", "mae_ct", "dino",
+                                    "mocov3", "mae_ct_aug", "ibot")]
+    mpl.rcParams.update({"figure.figsize": (COLUMN, 2.3), "figure.dpi": 100, "savefig.dpi": 200,
+                         "figure.constrained_layout.use": True, "font.family": "DejaVu Sans",
+                         "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+                         "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+                         "legend.frameon": False, "legend.handlelength": 1.6,
+                         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": .6,
+                         "axes.edgecolor": "#444444", "axes.grid": True, "axes.grid.axis": "y",
+                         "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": .6,
+                         "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5,
+                         "ytick.major.size": 2.5, "lines.linewidth": 1.3, "lines.markersize": 4,
+                         "axes.prop_cycle": mpl.cycler(color=colours), "image.cmap": "cividis",
+                         "image.interpolation": "nearest", "pdf.fonttype": 42,
+                         "svg.fonttype": "path", "svg.hashsalt": "mimssl", "path.simplify": True})
 
 # %% ../../nbs/report/figures.ipynb #48ecebdc
 def save_figure(
@@ -46,57 +53,80 @@ def save_figure(
     svg: bool = False,   # also write an SVG
 ) -> list[Path]:
     "Write `fig` as PNG and PDF, and return their paths. Equal figures give equal bytes."
-    dateless = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}, ".svg": {"Date": None, "Creator": None}}
+    dateless = {".png": {"Software": None},
+                ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+                ".svg": {"Date": None, "Creator": None}}
     paths = [Path(f"{stem}{suffix}") for suffix in dateless if svg or suffix != ".svg"]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path in paths: fig.savefig(path, metadata=dateless[path.suffix], bbox_inches="tight", pad_inches=.02)
+    for path in paths:
+        fig.savefig(path, metadata=dateless[path.suffix], bbox_inches="tight", pad_inches=.02)
     return paths
 
 # %% ../../nbs/report/figures.ipynb #0822818d
-def scores_of(lines: list[dict], evaluation: str, metric: str) -> list[dict]:
-    "Lines of one score that have a value, methods in their fixed order. Raises `BadInput` when there are none."
-    found = [line for line in select(lines, evaluation=evaluation, metric=metric) if line["value"] is not None]
+def scores_of(records: list[dict], evaluation: str, metric: str) -> list[dict]:
+    """Records of one score that have a value, methods in their fixed order.
+
+    Raises `BadInput` when there are none.
+    """
+    found = [record for record in select(records, evaluation=evaluation, metric=metric)
+             if record["value"] is not None]
     if not found:
-        known = ", ".join(sorted({value_of(line, "score") for line in lines})) or "nothing"
-        raise BadInput(f"no line has the score {evaluation}/{metric}; these lines have {known}.")
+        known = ", ".join(sorted({value_of(record, "score") for record in records})) or "nothing"
+        raise BadInput(f"no record has the score {evaluation}/{metric}; these records have "
+                       f"{known}.")
     return in_order(found)
 
 # %% ../../nbs/report/figures.ipynb #3d32370f
 def _references(ax, baselines: dict, horizontal: bool) -> None:
     "A dashed line for each baseline, named outside the axes, where nothing is drawn over the name."
-    found = sorted((summarise(per_seed(lines).values()).mean, method, note) for (method, note), lines in baselines.items())
+    found = sorted((summarise(per_seed(records).values()).mean, method, note)
+                   for (method, note), records in baselines.items())
     for i, (mean, method, note) in enumerate(found):
-        line, text = dict(color=COLOURS[method], lw=1, ls=(0, (4, 2)), zorder=0), dict(fontsize=6.5, color=COLOURS[method], textcoords="offset points")
+        line, text = (dict(color=COLOURS[method], lw=1, ls=(0, (4, 2)), zorder=0),
+                      dict(fontsize=6.5, color=COLOURS[method], textcoords="offset points"))
         if horizontal:
             ax.axhline(mean, **line)
-            ax.annotate(label_of(method, note), (1, mean), (2, 0), xycoords=ax.get_yaxis_transform(), va="center", **text)
+            ax.annotate(label_of(method, note), (1, mean), (2, 0),
+                        xycoords=ax.get_yaxis_transform(), va="center", **text)
         else:
-            left = i == 0 and len(found) > 1   # the lowest is named on its left, so that two close ones stay readable
+            # the lowest is named on its left, so that two close ones stay readable
+            left = i == 0 and len(found) > 1
             ax.axvline(mean, **line)
-            ax.annotate(label_of(method, note), (mean, 1), (-1 if left else 1, 2 + 8 * max(0, i - 1)), xycoords=ax.get_xaxis_transform(),
-                        ha="right" if left else "left", va="bottom", **text)
+            ax.annotate(label_of(method, note), (mean, 1),
+                        (-1 if left else 1, 2 + 8 * max(0, i - 1)),
+                        xycoords=ax.get_xaxis_transform(), ha="right" if left else "left",
+                        va="bottom", **text)
 
 # %% ../../nbs/report/figures.ipynb #563fd753
 def bars(
-    lines: list[dict],
+    records: list[dict],
     evaluation: str, metric: str,
-    published: list[dict] = (),                               # lines with a source, drawn as open stars
+    published: list[dict] = (),  # records with a source, drawn as open stars
     baselines: tuple[str, ...] = ("pixels", "untrained"),     # methods drawn as dashed lines
     title: str = "",
     ax=None,
 ):
-    "One row for each method (and recipe or protocol, where they differ): a bar at the mean, a dot for each seed. Returns the axes."
-    groups = series(scores_of(lines, evaluation, metric))
+    """One row for each method (and recipe or protocol, where they differ): a bar at the mean, a dot
+    for each seed.
+
+    Returns the axes.
+    """
+    groups = series(scores_of(records, evaluation, metric))
     rows = {k: v for k, v in groups.items() if k[0] not in baselines}
-    for line in published: rows.setdefault(next((k for k in rows if k[0] == line["method"]), (line["method"], "")), [])
+    for record in published:
+        rows.setdefault(next((k for k in rows if k[0] == record["method"]), (record["method"], "")),
+                        [])
     ax = ax or plt.subplots(figsize=(COLUMN, .55 + .27 * max(3, len(rows))))[1]
-    digits = decimals(line["value"] for found in groups.values() for line in found)
+    digits = decimals(record["value"] for found in groups.values() for record in found)
     for y, ((method, note), found) in enumerate(rows.items()):
         _row(ax, y, method, list(per_seed(found).values()) if found else [], digits)
-        stars = [line for line in published if line["method"] == method] if y == [m for m, _ in rows].index(method) else []
-        for line in stars: _star(ax, y, line)
+        stars = ([record for record in published if record["method"] == method]
+                 if y == [m for m, _ in rows].index(method) else [])
+        for record in stars: _star(ax, y, record)
     _references(ax, {k: v for k, v in groups.items() if k[0] in baselines}, horizontal=False)
-    if published: ax.text(1.02, -.75, "☆ published", transform=ax.get_yaxis_transform(), fontsize=6.5, va="bottom")
+    if published:
+        ax.text(1.02, -.75, "☆ published", transform=ax.get_yaxis_transform(), fontsize=6.5,
+                va="bottom")
     ax.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
     ax.set(xlabel=score_name(evaluation, metric), ylim=(len(rows) - .4, -.6))
     ax.set_title(title, loc="left", pad=16 if len(groups) > len(rows) else 4)
@@ -110,49 +140,67 @@ def _row(ax, y: int, method: str, values: list[float], digits: int) -> None:
     if not values: return
     summary = summarise(values)
     ax.barh(y, summary.mean, height=.62, color=COLOURS.get(method, "#444444"), alpha=.85)
-    if len(values) > 1: ax.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white", mec="#222222", mew=.6)
-    ax.annotate(summary.show(digits), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=6.5, annotation_clip=False)
+    if len(values) > 1:
+        ax.plot(values, [y] * len(values), ls="", marker="o", ms=3.2, mfc="white", mec="#222222",
+                mew=.6)
+    ax.annotate(summary.show(digits), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center",
+                fontsize=6.5, annotation_clip=False)
 
-def _star(ax, y: int, line: dict) -> None:
+def _star(ax, y: int, record: dict) -> None:
     "A published number: an open star with its model's name below."
-    ax.plot(line["value"], y, ls="", marker="*", ms=7, mfc="white", mec="black", mew=.7)
-    ax.annotate(line["run"], (line["value"], y), (0, -7), textcoords="offset points", ha="center", va="center", fontsize=6)
+    ax.plot(record["value"], y, ls="", marker="*", ms=7, mfc="white", mec="black", mew=.7)
+    ax.annotate(record["run"], (record["value"], y), (0, -7), textcoords="offset points",
+                ha="center", va="center", fontsize=6)
 
 # %% ../../nbs/report/figures.ipynb #a08410ab
 def curves(
-    lines: list[dict],
+    records: list[dict],
     evaluation: str, metric: str,
     over: str | dict[str, float],   # an option of the protocol, or {run without its seed: value}
     xlabel: str | None = None,      # default: the option's name
-    published: list[dict] = (),     # lines with a source, drawn dotted with open stars
+    published: list[dict] = (),     # records with a source, drawn dotted with open stars
     title: str = "",
     ax=None,
 ):
-    "The score along an option: a line for each method (and protocol, where they differ), a band for the seeds. Returns the axes."
+    """The score along an option: a line for each method (and protocol, where they differ), a band
+    for the seeds.
+
+    Returns the axes.
+    """
     key = over if isinstance(over, str) else "recipe_name"
-    place = (lambda line: value_of(line, key)) if isinstance(over, str) else (lambda line: over.get(value_of(line, key)))
+    place = ((lambda line: value_of(line, key)) if isinstance(over, str)
+             else (lambda line: over.get(value_of(line, key))))
     ax = ax or plt.subplots()[1]
-    groups = series(scores_of(lines, evaluation, metric), over=key)
-    along = {k: [line for line in v if place(line) is not None] for k, v in groups.items()}
+    groups = series(scores_of(records, evaluation, metric), over=key)
+    along = {k: [record for record in v if place(record) is not None] for k, v in groups.items()}
     for (method, note), found in along.items():
-        if found: _curve(ax, method, note, [(x, [*per_seed(same).values()]) for x, same in _by(place, found)])
-    for line_set in group(list(published), "method", "run").values(): _dotted(ax, place, line_set)
-    _references(ax, {k: v for k, v in groups.items() if not along[k] and k[0] in COLOURS}, horizontal=True)
-    ax.set(xlabel=xlabel or (over.replace("_", " ") if isinstance(over, str) else ""), ylabel=score_name(evaluation, metric).replace(": ", "\n"))
+        if found:
+            _curve(ax, method, note,
+                   [(x, [*per_seed(same).values()]) for x, same in _by(place, found)])
+    for record_set in group(list(published), "method", "run").values():
+        _dotted(ax, place, record_set)
+    _references(ax, {k: v for k, v in groups.items() if not along[k] and k[0] in COLOURS},
+                horizontal=True)
+    ax.set(xlabel=xlabel or (over.replace("_", " ") if isinstance(over, str) else ""),
+           ylabel=score_name(evaluation, metric).replace(": ", "\n"))
     _legend(ax, title)
     return ax
 
 # %% ../../nbs/report/figures.ipynb #fc3acc59
-def _by(place, lines: list[dict]) -> list[tuple]:
-    "Lines at equal places, in order of the place."
-    return [(x, [line for line in lines if place(line) == x]) for x in sorted({place(line) for line in lines})]
+def _by(place, records: list[dict]) -> list[tuple]:
+    "Records at equal places, in order of the place."
+    return [(x, [record for record in records if place(record) == x])
+            for x in sorted({place(record) for record in records})]
 
 def _curve(ax, method: str, note: str, points: list[tuple]) -> None:
     "Means joined, one standard deviation as a band."
     xs, found = [x for x, _ in points], [summarise(values) for _, values in points]
-    means, stds, colour = np.array([s.mean for s in found]), np.array([s.std or 0. for s in found]), COLOURS.get(method)
-    [line] = ax.plot(xs, means, marker=MARKERS.get(method, "o"), color=colour, label=label_of(method, note))
-    if stds.any(): ax.fill_between(xs, means - stds, means + stds, color=line.get_color(), alpha=.18, lw=0)
+    means, stds, colour = (np.array([s.mean for s in found]),
+                           np.array([s.std or 0. for s in found]), COLOURS.get(method))
+    [line] = ax.plot(xs, means, marker=MARKERS.get(method, "o"), color=colour,
+                     label=label_of(method, note))
+    if stds.any():
+        ax.fill_between(xs, means - stds, means + stds, color=line.get_color(), alpha=.18, lw=0)
 
 def _legend(ax, title: str) -> None:
     "Title and, for several curves, a legend, both above the axes where they hide nothing."
@@ -160,69 +208,91 @@ def _legend(ax, title: str) -> None:
     if len(labels) < 2:
         ax.set_title(title, loc="left")
         return
-    fit = ax.get_position().width * ax.figure.get_figwidth() / (.3 + .055 * max(map(len, labels)))   # entries beside each other
-    ax.legend(handles, labels, title=title or None, alignment="left", ncols=max(1, min(4, int(fit))), columnspacing=1.2, title_fontsize=8,
-              loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, borderpad=.1)
+    # entries beside each other
+    fit = ax.get_position().width * ax.figure.get_figwidth() / (.3 + .055 * max(map(len, labels)))
+    ax.legend(handles, labels, title=title or None, alignment="left",
+              ncols=max(1, min(4, int(fit))), columnspacing=1.2, title_fontsize=8, loc="lower left",
+              bbox_to_anchor=(0, 1), borderaxespad=.2, borderpad=.1)
 
-def _dotted(ax, place, lines: list[dict]) -> None:
+def _dotted(ax, place, records: list[dict]) -> None:
     "A published curve."
-    points = sorted((place(line), line["value"]) for line in lines if place(line) is not None)
-    ax.plot(*zip(*points), ls=":", lw=1, color=COLOURS.get(lines[0]["method"], "black"), marker="*", ms=7, mfc="white",
-            label=f"{label_of(lines[0]['method'])} {lines[0]['run']}, published")
+    points = sorted((place(record), record["value"])
+                    for record in records if place(record) is not None)
+    ax.plot(*zip(*points), ls=":", lw=1, color=COLOURS.get(records[0]["method"], "black"),
+            marker="*", ms=7, mfc="white",
+            label=f"{label_of(records[0]['method'])} {records[0]['run']}, published")
 
 # %% ../../nbs/report/figures.ipynb #b9e6d17d
 def training_curves(
-    logs: dict[str, list[dict] | str | Path],   # run -> its log, as records or the path of a log.jsonl
-    keys: list[str] | None = None,              # what to draw; default: every numeric key but the counters
-    over: str = "step",                         # 'step' or 'epoch'
-    columns: int = 3,                           # panels side by side
+    # run -> its log, as records or the path of a log.jsonl
+    logs: dict[str, list[dict] | str | Path],
+    keys: list[str] | None = None,  # what to draw; default: every numeric key but the counters
+    over: str = "step",             # 'step' or 'epoch'
+    columns: int = 3,               # panels side by side
 ):
-    "Small panels, one for each logged number, runs overlaid in their methods' colours. Returns the figure."
-    logs = {run: log if isinstance(log, list) else read_lines(log) for run, log in logs.items()}
+    """Small panels, one for each logged number, runs overlaid in their methods' colours.
+
+    Returns the figure.
+    """
+    logs = {run: log if isinstance(log, list) else read_records(log) for run, log in logs.items()}
     keys = keys or logged_numbers(logs)
-    if not keys: raise BadInput(f"the logs of {', '.join(logs) or 'no run'} hold no numbers to draw.")
+    if not keys:
+        raise BadInput(f"the logs of {', '.join(logs) or 'no run'} hold no numbers to draw.")
     columns = min(columns, len(keys))
     rows = -(-len(keys) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(min(PAGE, 2.3 * columns), 1.45 * rows + .35), squeeze=False, sharex=True)
+    fig, axes = plt.subplots(rows, columns, figsize=(min(PAGE, 2.3 * columns), 1.45 * rows + .35),
+                             squeeze=False, sharex=True)
     colours, drawn = run_colours(list(logs)), {}
     for ax, key in zip(axes.flat, keys): drawn |= _panel(ax, key, over, logs, colours)
     for i, ax in enumerate(axes.flat):
         if i >= len(keys): ax.axis("off")
         elif i + columns >= len(keys): ax.tick_params(labelbottom=True)
     fig.supxlabel(over, fontsize=8)
-    if len(logs) > 1: fig.legend(drawn.values(), drawn, loc="outside upper center", ncols=min(4, len(logs)))
+    if len(logs) > 1:
+        fig.legend(drawn.values(), drawn, loc="outside upper center", ncols=min(4, len(logs)))
     return fig
 
 # %% ../../nbs/report/figures.ipynb #46478c42
 def logged_numbers(logs: dict[str, list[dict]]) -> list[str]:
     "Keys of the logs that hold numbers, without the counters, in order of first appearance."
     counters = ("step", "steps", "total_steps", "epoch", "epochs", "seed", "time")
-    return list(dict.fromkeys(k for log in logs.values() for record in log for k, v in record.items() if k not in counters and _is_number(v)))
+    return list(dict.fromkeys(k for log in logs.values() for record in log
+                              for k, v in record.items() if k not in counters and _is_number(v)))
 
 def _panel(ax, key: str, over: str, logs: dict, colours: dict) -> dict:
     "One logged number of every run that has it; returns the drawn lines by run."
     drawn = {}
     for run, log in logs.items():
         found = [r for r in log if over in r and _is_number(r.get(key))]
-        points = [(r[over], r[key]) for r in found if r.get("kind") == found[0].get("kind")]   # steps and epochs of one log are not mixed
-        if points: [drawn[run]] = ax.plot(*zip(*points), color=colours[run], lw=1, marker="o" if len(points) == 1 else None)
+        # steps and epochs of one log are not mixed
+        points = [(r[over], r[key]) for r in found if r.get("kind") == found[0].get("kind")]
+        if points:
+            [drawn[run]] = ax.plot(*zip(*points), color=colours[run], lw=1,
+                                   marker="o" if len(points) == 1 else None)
     ax.set_title(LOG_NAMES.get(key, key.replace("_", " ")), loc="left")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return drawn
 
 # %% ../../nbs/report/figures.ipynb #1c50dc1a
-LOG_NAMES = dict(lr="learning rate", loss="loss (total)", patch_similarity="mean patch cosine similarity", feature_std="feature standard deviation",
-                 grad_norm="gradient norm", images_per_second="images per second")
+LOG_NAMES = dict(lr="learning rate", loss="loss (total)",
+                 patch_similarity="mean patch cosine similarity",
+                 feature_std="feature standard deviation", grad_norm="gradient norm",
+                 images_per_second="images per second")
 
 def _is_number(value) -> bool:
     "Whether `value` is a finite number (and not a truth value)."
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and bool(np.isfinite(value)))
 
 def run_colours(runs: list[str]) -> dict[str, tuple]:
-    "A colour for each run: that of the method it is named after, the later seeds of a method lighter."
-    method = {run: max((m for m in COLOURS if run.startswith(m)), key=len, default="untrained") for run in runs}
+    """A colour for each run: that of the method it is named after, the later seeds of a method
+    lighter.
+    """
+    method = {run: max((m for m in COLOURS if run.startswith(m)), key=len, default="untrained")
+              for run in runs}
     rank = {run: [r for r in runs if method[r] == method[run]].index(run) for run in runs}
-    return {run: tuple(np.array(mpl.colors.to_rgb(COLOURS[m])) * .65 ** rank[run] + 1 - .65 ** rank[run]) for run, m in method.items()}
+    return {run: tuple(np.array(mpl.colors.to_rgb(COLOURS[m])) * .65 ** rank[run]
+                       + 1 - .65 ** rank[run]) for run, m in method.items()}
 
 # %% ../../nbs/report/figures.ipynb #e589723f
 def image_grid(
@@ -236,12 +306,14 @@ def image_grid(
     images = [np.asarray(image) for image in images]
     for image in images:
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise BadInput(f"a picture has the shape {image.shape}; image_grid takes (height, width) or (height, width, 3).")
+            raise BadInput(f"a picture has the shape {image.shape}; image_grid takes (height, "
+                           f"width) or (height, width, 3).")
     columns = columns or min(8, len(images))
     rows, titles = -(-len(images) // columns), titles or []
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     title_height = .15 if titles else 0.
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(size * columns, (size * aspect + (title_height if len(titles) > columns else 0)) * rows + title_height))
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(size * columns, (
+        size * aspect + (title_height if len(titles) > columns else 0)) * rows + title_height))
     fig.get_layout_engine().set(w_pad=.012, h_pad=.012, wspace=0, hspace=0)
     for i, ax in enumerate(axes.flat):
         ax.axis("off")

@@ -11,10 +11,11 @@ __all__ = ['BEST', 'LETTERS', 'TASK', 'Cell', 'Table', 'to_text', 'to_html', 'to
 import html, textwrap
 import numpy as np
 from dataclasses import dataclass, field
-from ..data.outcomes import Outcomes, by_image
+from ..data.per_image import Outcomes, by_image
 from ..data.settings import BadInput
-from .groups import (COSTS, Summary, better, by_topic, decimals, describe, differing, group, in_order, label_of, per_seed, score_name,
-                                  select, summarise, value_of)
+from .groups import (COSTS, Summary, better, by_topic, decimals, describe, differing,
+                                  group, in_order, label_of, per_seed, score_name, select,
+                                  summarise, value_of)
 
 # %% ../../nbs/report/tables.ipynb #0125a0ce
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Table:
     "Header, rows of cells and footnotes; a notebook shows it as HTML, `print` as text."
     header: list[str]                    # a line break in a header starts its second line
     rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)        # 'mark: text'
-    rules: list[int] = field(default_factory=list)        # numbers of rows that have a rule above them
+    notes: list[str] = field(default_factory=list)  # 'mark: text'
+    rules: list[int] = field(default_factory=list)  # numbers of rows that have a rule above them
     title: str = ""
-    left: tuple[int, ...] = (0,)         # columns of words, flush left; the others are numbers, flush right
+    # columns of words, flush left; the others are numbers, flush right
+    left: tuple[int, ...] = (0,)
 
     def __str__(self) -> str: return to_text(self)
     def _repr_html_(self) -> str: return to_html(self)
@@ -51,107 +53,163 @@ def _noted_best(table: Table, mark: str) -> list[str]:
 
 def to_text(
     table: Table,
-    width: int | None = None,   # columns of the terminal; a wider table continues below, its first column repeated
+    # columns of the terminal; a wider table continues below, its first column repeated
+    width: int | None = None,
     wrap: int = 58,             # longest line in a column of words
 ) -> str:
     "The table as aligned text for a terminal."
     head, body, widths = _laid_out(table, wrap)
-    blocks = ["\n".join(_block(head, body, widths, columns, table)) for columns in _fit(widths, width)]
+    blocks = ["\n".join(_block(head, body, widths, columns, table))
+              for columns in _fit(widths, width)]
     notes = [f"[{mark}] {text}" for mark, text in (n.split(": ", 1) for n in table.notes)]
-    return "\n".join([*([table.title] if table.title else []), "\n\n".join(blocks), *_noted_best(table, "*"), *notes])
+    return "\n".join([*([table.title] if table.title else []), "\n\n".join(blocks),
+                      *_noted_best(table, "*"), *notes])
 
 # %% ../../nbs/report/tables.ipynb #6795e8f0
 def _stack(cells: list[list[str]], bottom: bool = False) -> list[list[str]]:
     "Cells of several lines each, aligned at the top or the `bottom` -> lines of cells."
     height = max(map(len, cells))
-    filled = [[""] * (height - len(cell)) + cell if bottom else cell + [""] * (height - len(cell)) for cell in cells]
+    filled = [[""] * (height - len(cell)) + cell if bottom else cell + [""] * (height - len(cell))
+              for cell in cells]
     return [list(line) for line in zip(*filled)]
 
 def _laid_out(table: Table, wrap: int = 58) -> tuple[list, list, list[int]]:
     "Lines of the header, lines of each row and widths of the columns, in characters."
     tail = lambda c: ("*" if c.best else "") + "".join(f"[{m}]" for m in c.marks)
-    tails = [max([0, *(len(tail(row[i])) for row in table.rows)]) for i in range(len(table.header))]   # numbers line up, not footnotes
+    # numbers line up, not footnotes
+    tails = [max([0, *(len(tail(row[i])) for row in table.rows)]) for i in range(len(table.header))]
     body = [[c.text + tail(c).ljust(t) for c, t in zip(row, tails)] for row in table.rows]
-    body = [_stack([textwrap.wrap(x, wrap) or [""] if i in table.left else [x] for i, x in enumerate(row)]) for row in body]   # lines of rows
-    head = _stack([[part + " " * t for part in h.split("\n")] for h, t in zip(table.header, tails)], bottom=True)
-    return head, body, [max(len(line[i]) for row in [head, *body] for line in row) for i in range(len(tails))]
+    body = [_stack([textwrap.wrap(x, wrap) or [""] if i in table.left else [x]
+                    for i, x in enumerate(row)]) for row in body]  # lines of rows
+    head = _stack([[part + " " * t for part in h.split("\n")] for h, t in zip(table.header, tails)],
+                  bottom=True)
+    return (head, body,
+            [max(len(line[i]) for row in [head, *body] for line in row) for i in range(len(tails))])
 
 def _fit(widths: list[int], width: int | None) -> list[list[int]]:
-    "Numbers of the columns that stand side by side: all of them, or as many as fit, the first one always."
+    """Numbers of the columns that stand side by side: all of them, or as many as fit, the first one
+    always.
+    """
     blocks = [[0]]
     for i in range(1, len(widths)):
-        if width and len(blocks[-1]) > 1 and sum(widths[j] + 2 for j in blocks[-1]) + widths[i] > width: blocks.append([0])
+        if (width and len(blocks[-1]) > 1
+            and sum(widths[j] + 2 for j in blocks[-1]) + widths[i] > width):
+            blocks.append([0])
         blocks[-1].append(i)
     return blocks
 
-def _block(head: list, body: list, widths: list[int], columns: list[int], table: Table) -> list[str]:
+# %% ../../nbs/report/tables.ipynb #b4ccb612
+def _block(head: list, body: list, widths: list[int], columns: list[int],
+           table: Table) -> list[str]:
     "The lines of one block of columns."
-    flush = lambda line: "  ".join(line[i].ljust(widths[i]) if i in table.left else line[i].rjust(widths[i]) for i in columns).rstrip()
+    flush = lambda line: "  ".join(line[i].ljust(widths[i]) if i in table.left
+                                   else line[i].rjust(widths[i]) for i in columns).rstrip()
     rule = "─" * (sum(widths[i] + 2 for i in columns) - 2)
-    rows = [part for n, row in enumerate(body) for part in ([rule] if n in table.rules else []) + [flush(line) for line in row]]
+    rows = [part for n, row in enumerate(body)
+            for part in ([rule] if n in table.rules else []) + [flush(line) for line in row]]
     return [*map(flush, head), rule, *rows, rule]
 
 # %% ../../nbs/report/tables.ipynb #12d95a6b
 def to_html(table: Table) -> str:
     "The table as HTML with its own plain look; text is escaped."
     esc = lambda text: html.escape(text).replace("\n", "<br>")
-    align = lambda i: f"padding:.2em .7em;text-align:{'left' if i in table.left else 'right'};vertical-align:top"
+    align = lambda i: (
+        f"padding:.2em .7em;text-align:{'left' if i in table.left else 'right'};vertical-align:top"
+    )
     def cell(i, c, above):
         text = f"<b>{esc(c.text)}</b>" if c.best else esc(c.text)
-        return f'<td style="{align(i)}{";border-top:1px solid #999" if above else ""}">{text}{"".join(f"<sup>{esc(m)}</sup>" for m in c.marks)}</td>'
-    head = "".join(f'<th style="{align(i)};vertical-align:bottom;border-bottom:1px solid #444">{esc(h)}</th>' for i, h in enumerate(table.header))
-    body = "".join(f"<tr>{''.join(cell(i, c, n in table.rules) for i, c in enumerate(row))}</tr>" for n, row in enumerate(table.rows))
-    notes = "<br>".join([*_noted_best(table, "<b>bold</b>:"), *(f"<sup>{esc(n.split(': ', 1)[0])}</sup> {esc(n.split(': ', 1)[1])}" for n in table.notes)])
-    title = f'<caption style="caption-side:top;text-align:left">{esc(table.title)}</caption>' if table.title else ""
-    return (f'<table style="border-collapse:collapse;font-size:90%;font-variant-numeric:tabular-nums">{title}<thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table>" + (f'<p style="font-size:80%">{notes}</p>' if notes else ""))
+        return (f'<td style="{align(i)}{";border-top:1px solid #999" if above else ""}">{text}'
+                f'{"".join(f"<sup>{esc(m)}</sup>" for m in c.marks)}</td>')
+    head = "".join(f'<th style="{align(i)};vertical-align:bottom;border-bottom:1px solid '
+                   f'#444">{esc(h)}</th>' for i, h in enumerate(table.header))
+    body = "".join(f"<tr>{''.join(cell(i, c, n in table.rules) for i, c in enumerate(row))}</tr>"
+                   for n, row in enumerate(table.rows))
+    notes = "<br>".join([*_noted_best(table, "<b>bold</b>:"), *(
+        f"<sup>{esc(n.split(': ', 1)[0])}</sup> {esc(n.split(': ', 1)[1])}" for n in table.notes)])
+    title = (f'<caption style="caption-side:top;text-align:left">{esc(table.title)}</caption>'
+             if table.title else "")
+    return (f'<table '
+            f'style="border-collapse:collapse;font-size:90%;font-variant-numeric:tabular-nums">'
+            f'{title}<thead><tr>{head}</tr></thead>' f"<tbody>{body}</tbody></table>"
+            + (f'<p style="font-size:80%">{notes}</p>' if notes else ""))
 
 # %% ../../nbs/report/tables.ipynb #d7254879
 def to_markdown(table: Table) -> str:
     "The table as Markdown, for a README."
     esc = lambda text: text.replace("|", "\\|").replace("\n", "<br>")
-    cell = lambda c: (f"**{esc(c.text)}**" if c.best else esc(c.text)) + "".join(f"<sup>{m}</sup>" for m in c.marks)
-    rows = [[esc(h) for h in table.header], ["---" if i in table.left else "--:" for i in range(len(table.header))], *[[cell(c) for c in row] for row in table.rows]]
+    cell = lambda c: (f"**{esc(c.text)}**" if c.best
+                      else esc(c.text)) + "".join(f"<sup>{m}</sup>" for m in c.marks)
+    rows = [[esc(h) for h in table.header],
+            ["---" if i in table.left else "--:" for i in range(len(table.header))],
+            *[[cell(c) for c in row] for row in table.rows]]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    notes = [*_noted_best(table, "**bold**:"), *(f"<sup>{n.split(': ', 1)[0]}</sup> {n.split(': ', 1)[1]}" for n in table.notes)]
-    return "\n".join([*([f"**{table.title}**", ""] if table.title else []), *lines, *([""] + ["  \n".join(notes)] if notes else [])])
+    notes = [*_noted_best(table, "**bold**:"),
+             *(f"<sup>{n.split(': ', 1)[0]}</sup> {n.split(': ', 1)[1]}" for n in table.notes)]
+    return "\n".join([*([f"**{table.title}**", ""] if table.title else []), *lines,
+                      *([""] + ["  \n".join(notes)] if notes else [])])
 
 # %% ../../nbs/report/tables.ipynb #d09f5df3
 def to_latex(table: Table) -> str:
-    "The table as a LaTeX tabular, title above and footnotes below it; it needs the package booktabs."
-    swap = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-            "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$", "≈": r"$\approx$", "λ": r"$\lambda$", "τ": r"$\tau$"}
+    """The table as a LaTeX tabular, title above and footnotes below it; it needs the package
+    booktabs.
+    """
+    swap = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+            "{": r"\{", "}": r"\}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$",
+            "≈": r"$\approx$", "λ": r"$\lambda$", "τ": r"$\tau$"}
     esc = lambda text: "".join(swap.get(ch, ch) for ch in text)
-    cell = lambda c: (rf"\textbf{{{esc(c.text)}}}" if c.best else esc(c.text)) + (rf"$^{{{','.join(c.marks)}}}$" if c.marks else "")
-    stack = lambda text: r"\shortstack{" + r" \\ ".join(map(esc, text.split("\n"))) + "}" if "\n" in text else esc(text)
+    cell = lambda c: (rf"\textbf{{{esc(c.text)}}}" if c.best
+                      else esc(c.text)) + (rf"$^{{{','.join(c.marks)}}}$" if c.marks else "")
+    stack = (lambda text: r"\shortstack{" + r" \\ ".join(map(esc, text.split("\n"))) + "}"
+             if "\n" in text else esc(text))
     head = [stack(h) for h in table.header]
-    body = [("\\midrule\n" if i in table.rules else "") + " & ".join(map(cell, row)) + r" \\" for i, row in enumerate(table.rows)]
-    notes = [*_noted_best(table, r"\textbf{bold}:"), *(rf"$^{{{n.split(': ', 1)[0]}}}$ {esc(n.split(': ', 1)[1])}" for n in table.notes)]
-    return "\n".join([*([rf"\textbf{{{esc(table.title)}}}\\[3pt]"] if table.title else []),
-                      rf"\begin{{tabular}}{{{''.join('l' if i in table.left else 'r' for i in range(len(head)))}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule",
-                      *body, r"\bottomrule", r"\end{tabular}", *([r"\\[3pt]{\footnotesize " + r" \\ ".join(notes) + "}"] if notes else [])])
+    body = [("\\midrule\n" if i in table.rules else "") + " & ".join(map(cell, row)) + r" \\"
+            for i, row in enumerate(table.rows)]
+    notes = [*_noted_best(table, r"\textbf{bold}:"),
+             *(rf"$^{{{n.split(': ', 1)[0]}}}$ {esc(n.split(': ', 1)[1])}" for n in table.notes)]
+    return "\n".join(
+        [
+            *([rf"\textbf{{{esc(table.title)}}}\\[3pt]"] if table.title else []),
+            (
+                rf"\begin{{tabular}}{{"
+                rf"{''.join('l' if i in table.left else 'r' for i in range(len(head)))}}}"
+            ),
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *([r"\\[3pt]{\footnotesize " + r" \\ ".join(notes) + "}"] if notes else []),
+        ]
+    )
 
 # %% ../../nbs/report/tables.ipynb #7fedb26e
 def narrow(table: Table, width: int = 120) -> list[Table]:
     "The table as one or several, none wider than `width` characters as text."
     parts = []
     for columns in _fit(_laid_out(table)[2], width):
-        kept = [n for n, row in enumerate(table.rows) if any(row[i].text not in ("", "–") for i in columns[1:])]
+        kept = [n for n, row in enumerate(table.rows)
+                if any(row[i].text not in ("", "–") for i in columns[1:])]
         rows = [[table.rows[n][i] for i in columns] for n in kept]
         marks = {m for row in rows for c in row for m in c.marks}
         rules = sorted({sum(n < rule for n in kept) for rule in table.rules} - {0, len(rows)})
-        parts.append(Table([table.header[i] for i in columns], rows, [n for n in table.notes if n.split(": ", 1)[0] in marks], rules, table.title,
+        parts.append(Table([table.header[i] for i in columns],
+                           rows, [n for n in table.notes if n.split(": ", 1)[0] in marks], rules,
+                           table.title,
                            tuple(new for new, i in enumerate(columns) if i in table.left)))
     return parts
 
 # %% ../../nbs/report/tables.ipynb #985d4d3c
-def columns_of(lines: list[dict], row_keys: tuple[str, ...]) -> dict[tuple, list[dict]]:
-    "Lines by (score, protocol); the protocol is '' unless some row has several values of an option, or data sets differ."
+def columns_of(records: list[dict], row_keys: tuple[str, ...]) -> dict[tuple, list[dict]]:
+    """Records by (score, protocol); the protocol is '' unless some row has several values of an
+    option, or data sets differ.
+    """
     columns = {}
-    for (score,), found in group(lines, "score").items():
-        keys = {k for row in group(found, *row_keys).values() for k in differing(row)} | ({"dataset"} & set(differing(found)))
+    for (score,), found in group(records, "score").items():
+        keys = {k for row in group(found, *row_keys).values()
+                for k in differing(row)} | ({"dataset"} & set(differing(found)))
         keys = [k for k in differing(found) if k in keys]
-        for line in found: columns.setdefault((score, describe(line, keys)), []).append(line)
+        for record in found: columns.setdefault((score, describe(record, keys)), []).append(record)
     return columns
 
 # %% ../../nbs/report/tables.ipynb #6234ff25
@@ -160,7 +218,8 @@ class Notes:
     def __init__(self, marks: str): self.marks, self.found = marks, {}
     def mark(self, text: str) -> str:
         n = len(self.found)
-        letter = self.marks[n % len(self.marks)] * (n // len(self.marks) + 1) if self.marks else str(n + 1)
+        letter = (self.marks[n % len(self.marks)] * (n // len(self.marks) + 1) if self.marks
+                  else str(n + 1))
         return self.found.setdefault(text, letter)
     def lines(self) -> list[str]: return [f"{mark}: {text}" for text, mark in self.found.items()]
 
@@ -168,53 +227,76 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # %% ../../nbs/report/tables.ipynb #c962152b
 def result_table(
-    lines: list[dict],
+    records: list[dict],
     rows: str = "method",                # 'method' (mean over seeds) or 'run'
-    published: list[dict] = (),          # lines with a source, below a rule
-    lower_is_better: tuple = (),         # metrics of which the lowest is marked, beside those that `better` knows
+    published: list[dict] = (),          # records with a source, below a rule
+    # metrics of which the lowest is marked, beside those that `better` knows
+    lower_is_better: tuple = (),
     baselines: tuple = ("pixels", "untrained"),              # never marked as best
     title: str = "",
 ) -> Table:
-    "Rows of methods or runs, columns of scores (and protocols, where a row has several), mean ± standard deviation over seeds."
-    if rows not in ("method", "run"): raise BadInput(f"rows is '{rows}'; a result table has rows of 'method' or 'run'.")
-    if not lines and not published: raise BadInput("there are no metric lines to tabulate; run an evaluation first.")
+    """Rows of methods or runs, columns of scores (and protocols, where a row has several), mean ±
+    standard deviation over seeds.
+    """
+    if rows not in ("method", "run"):
+        raise BadInput(f"rows is '{rows}'; a result table has rows of 'method' or 'run'.")
+    if not records and not published:
+        raise BadInput("there are no records to tabulate; run an evaluation first.")
     keys = ("method", "recipe_name") if rows == "method" else ("method", "run")
-    lines, letters, numbers = in_order(lines), Notes(LETTERS), Notes("")
-    columns = columns_of(lines, keys)
-    body = group(lines, *keys)
+    records, letters, numbers = in_order(records), Notes(LETTERS), Notes("")
+    columns = columns_of(records, keys)
+    body = group(records, *keys)
     cells = {(row, column): _cell(found, columns[column], letters) for column in columns
              for row, found in group(columns[column], *keys).items()}
     for key, (summary, cell) in cells.items():   # a mean over fewer seeds than the row has says so
-        if summary and summary.count < len(_seeds_of(body[key[0]])): cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
-    for column in columns: _mark_best(cells, column, _digits(columns[column]), better(column[0].split("/")[1], lower_is_better), baselines)
+        if summary and summary.count < len(_seeds_of(body[key[0]])):
+            cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
+    for column in columns:
+        _mark_best(cells, column, _digits(columns[column]),
+                   better(column[0].split("/")[1], lower_is_better), baselines)
     theirs = _published(in_order(list(published)), columns)
     columns = list(dict.fromkeys([*columns, *(column for _, column in theirs)]))
     scores = list(dict.fromkeys(score for score, _ in columns))
     columns.sort(key=lambda column: scores.index(column[0]))   # columns of one score side by side
-    table, empty = Table([rows, "seeds", *map(_header, columns)], [], title=title), (None, Cell("–"))
-    for row, found in body.items(): table.rows.append([Cell(_row_name(row, body, rows)), Cell(str(len(_seeds_of(found)) or "–")), *(cells.get((row, c), empty)[1] for c in columns)])
-    for row in dict.fromkeys(row for row, _ in theirs): table.rows.append([Cell(row), Cell(""), *(_sourced(theirs.get((row, c), []), numbers) for c in columns)])
+    table, empty = (Table([rows, "seeds", *map(_header, columns)], [], title=title),
+                    (None, Cell("–")))
+    for row, found in body.items():
+        table.rows.append([Cell(_row_name(row, body, rows)),
+                           Cell(str(len(_seeds_of(found)) or "–")),
+                           *(cells.get((row, c), empty)[1] for c in columns)])
+    for row in dict.fromkeys(row for row, _ in theirs):
+        table.rows.append([Cell(row), Cell(""),
+                           *(_sourced(theirs.get((row, c), []), numbers) for c in columns)])
     first = sum(method in baselines for method, _ in body)
-    table.rules = sorted({*([first] if first < len(body) else []), *([len(body)] if theirs else [])} - {0})
+    table.rules = sorted({*([first] if first < len(body) else []),
+                          *([len(body)] if theirs else [])} - {0})
     table.notes = letters.lines() + numbers.lines()
     return table
 
 # %% ../../nbs/report/tables.ipynb #4166bb3d
 def _cell(found: list[dict], column: list[dict], letters: Notes) -> tuple[Summary | None, Cell]:
-    "Mean ± std of one row in one column, with a footnote where the protocol is not the whole column's."
+    """Mean ± std of one row in one column, with a footnote where the protocol is not the whole
+    column's.
+    """
     note = describe(found[0], differing(column))
     summary = summarise(per_seed(found).values())
-    return summary, Cell(summary.show(_digits(column)) if summary else "–", marks=(letters.mark(note),) if note and summary else ())
+    return summary, Cell(summary.show(_digits(column)) if summary
+                         else "–", marks=(letters.mark(note),) if note and summary else ())
 
-def _digits(column: list[dict]) -> int: return decimals(line["value"] for line in column if line["value"] is not None)
+def _digits(column: list[dict]) -> int:
+    return decimals(record["value"] for record in column if record["value"] is not None)
 
 def _mark_best(cells: dict, column: tuple, digits: int, way: int, baselines: tuple) -> None:
-    "Mark the best mean of a column, and those that print the same; nothing where there is nothing to beat, or more is not `better` or worse."
-    found = {key: summary.mean for key, (summary, _) in cells.items() if key[1] == column and summary and key[0][0] not in baselines}
+    """Mark the best mean of a column, and those that print the same; nothing where there is nothing
+    to beat, or more is not `better` or worse.
+    """
+    found = {key: summary.mean for key, (summary, _) in cells.items() if key[1] == column
+             and summary and key[0][0] not in baselines}
     if len(found) < 2 or not way: return
     best = round((max if way > 0 else min)(found.values()), digits)
     for key, mean in found.items():
-        if round(mean, digits) == best: cells[key] = (cells[key][0], Cell(cells[key][1].text, True, cells[key][1].marks))
+        if round(mean, digits) == best:
+            cells[key] = (cells[key][0], Cell(cells[key][1].text, True, cells[key][1].marks))
 
 # %% ../../nbs/report/tables.ipynb #229d7657
 def _header(column: tuple) -> str:
@@ -228,48 +310,69 @@ def _row_name(row: tuple, body: dict, rows: str) -> str:
     if rows == "run": return name
     return label_of(method, name if sum(m == method for m, _ in body) > 1 else "")
 
-def _seeds_of(found: list[dict]) -> set: return {line["seed"] for line in found} - {None}
+def _seeds_of(found: list[dict]) -> set: return {record["seed"] for record in found} - {None}
 
 # %% ../../nbs/report/tables.ipynb #80cd83e5
 TASK = ("shots", "fraction", "labels")   # options that make another task of an evaluation
 
 def _published(published: list[dict], columns: dict) -> dict[tuple, list[tuple[str, str]]]:
-    "Published numbers with their data set, protocol and source, by (row name, column): our column of that score if there is just one, of the same task, and they agree in data set."
-    cells, datasets = {}, {score: {line["dataset"] for line in found} for (score,), found in group(published, "score").items()}
-    for line in published:
-        score = value_of(line, "score")
-        homes = [c for c in columns if c[0] == score and all(value_of(line, k) in (None, value_of(columns[c][0], k)) for k in TASK)]
-        apart = ", ".join(filter(None, [line["dataset"] if len(datasets[score]) > 1 else "", describe(line, TASK), "as published"]))
-        column = homes[0] if len(homes) == 1 and len(datasets[score]) == 1 and len([c for c in columns if c[0] == score]) == 1 else (score, apart)
-        note = "; ".join(filter(None, [line["dataset"], describe(line, [*line["protocol"]]), line["source"]]))
-        digits = _digits(columns[column] if column in columns else [line])
-        text = "–" if line["value"] is None else f"{line['value']:.{digits}f}"
-        cells.setdefault((f"{label_of(line['method'])} {line['run']}, published", column), []).append((text, note))
+    """Published numbers with their data set, protocol and source, by (row name, column): our column
+    of that score if there is just one, of the same task, and they agree in data set.
+    """
+    cells, datasets = {}, {score: {record["dataset"] for record in found}
+                           for (score,), found in group(published, "score").items()}
+    for record in published:
+        score = value_of(record, "score")
+        homes = [c for c in columns if c[0] == score
+                 and all(value_of(record, k) in (None, value_of(columns[c][0], k)) for k in TASK)]
+        apart = ", ".join(filter(None, [record["dataset"] if len(datasets[score]) > 1 else "",
+                                        describe(record, TASK), "as published"]))
+        column = (homes[0] if len(homes) == 1 and len(datasets[score]) == 1
+                  and len([c for c in columns if c[0] == score]) == 1 else (score, apart))
+        note = "; ".join(filter(
+            None, [record["dataset"], describe(record, [*record["protocol"]]), record["source"]]))
+        digits = _digits(columns[column] if column in columns else [record])
+        text = "–" if record["value"] is None else f"{record['value']:.{digits}f}"
+        cells.setdefault((f"{label_of(record['method'])} {record['run']}, published", column),
+                         []).append((text, note))
     return cells
 
 def headline(published: list[dict]) -> list[dict]:
-    "Of the published numbers of one model, score, task and source, such as a sweep, the best alone."
+    """Of the published numbers of one model, score, task and source, such as a sweep, the best
+    alone.
+    """
     groups = group(published, "method", "run", "score", "dataset", "source", "head", *TASK).values()
-    return [max(found, key=lambda line: better(line["metric"]) * (line["value"] or 0)) for found in groups]
+    return [max(found, key=lambda line: better(line["metric"]) * (line["value"] or 0))
+            for found in groups]
 
 def _sourced(found: list[tuple[str, str]], numbers: Notes) -> Cell:
     "One cell of published numbers, each with its footnote."
-    return Cell(" / ".join(text for text, _ in found) or "–", marks=tuple(numbers.mark(note) for _, note in found))
+    return Cell(" / ".join(text for text, _ in found) or "–",
+                marks=tuple(numbers.mark(note) for _, note in found))
 
 # %% ../../nbs/report/tables.ipynb #71e41d55
 def topic_tables(
-    lines: list[dict],
+    records: list[dict],
     published: list[dict] = (),
     main: bool = True,            # main scores alone
     width: int = 120,             # of a table as text
     **options,                    # of `result_table`
 ) -> list[Table]:
-    "A `result_table` of each topic of `by_topic`, under its name and data sets. Raises `BadInput` where there is nothing to tabulate."
-    ours, theirs = by_topic(lines, main), by_topic(published, main)
-    topics = [topic for topic in by_topic([*lines, *published], main) if topic in ours or topic in theirs]
-    if not topics: raise BadInput("there are no metric lines to tabulate; run an evaluation first, or ask for other evaluations or metrics.")
-    title = lambda topic: topic + (f" ({', '.join(dict.fromkeys(line['dataset'] for line in ours[topic]))})" if topic in ours else "")
-    tables = [result_table(ours.get(topic, []), published=theirs.get(topic, []), title=title(topic), **options) for topic in topics]
+    """A `result_table` of each topic of `by_topic`, under its name and data sets.
+
+    Raises `BadInput` where there is nothing to tabulate.
+    """
+    ours, theirs = by_topic(records, main), by_topic(published, main)
+    topics = [topic for topic in by_topic([*records, *published], main) if topic in ours
+              or topic in theirs]
+    if not topics:
+        raise BadInput("there are no records to tabulate; run an evaluation first, or ask for "
+                       "other evaluations or metrics.")
+    title = lambda topic: topic + (
+        f" ({', '.join(dict.fromkeys(record['dataset'] for record in ours[topic]))})"
+        if topic in ours else "")
+    tables = [result_table(ours.get(topic, []), published=theirs.get(topic, []), title=title(topic),
+                           **options) for topic in topics]
     return [part for table in tables for part in narrow(table, width)]
 
 # %% ../../nbs/report/tables.ipynb #6c5d9de4
@@ -280,50 +383,61 @@ class Difference:
     note: str              # data set and protocol, where there are several
     a: Summary
     b: Summary
-    lines: tuple = field(default=((), ()), repr=False)   # of the two sides, two lists
+    records: tuple = field(default=((), ()), repr=False)   # of the two sides, two lists
 
     @property
     def value(self) -> float: return self.a.mean - self.b.mean
 
     @property
-    def spread(self) -> float | None:
+    def std(self) -> float | None:
         "Standard deviation of the difference of one run of each; None when a side has one run."
-        return None if self.a.std is None or self.b.std is None else (self.a.std ** 2 + self.b.std ** 2) ** .5
+        return (None if self.a.std is None
+                or self.b.std is None else (self.a.std ** 2 + self.b.std ** 2) ** .5)
 
     @property
     def exceeds(self) -> bool | None:
-        "Whether the difference is larger than its spread; None when that is unknown."
-        return None if self.spread is None else abs(self.value) > self.spread
+        "Whether the difference is larger than its std; None when that is unknown."
+        return None if self.std is None else abs(self.value) > self.std
 
 # %% ../../nbs/report/tables.ipynb #64a4e320
 def differences(a: list[dict], b: list[dict]) -> list[Difference]:
-    "One difference for each score that both have, under protocols of their own where a side has several. Raises `BadInput` when none is shared."
+    """One difference for each score that both have, under protocols of their own where a side has
+    several. Raises `BadInput` when none is shared.
+    """
     result = []
     for (score,), found_a in group(a, "score").items():
-        found_b = [line for line in b if value_of(line, "score") == score]
+        found_b = [record for record in b if value_of(record, "score") == score]
         keys = list(dict.fromkeys([*differing(found_a), *differing(found_b)])) if found_b else []
         for (note,), side_a in _noted(found_a, keys).items():
             side_b = _noted(found_b, keys).get((note,), [])
             if not side_b: continue
             means = [summarise(per_seed(side).values()) for side in (side_a, side_b)]
-            if all(means): result.append(Difference(score, _unlike(side_a, side_b, note), *means, (side_a, side_b)))
-    if not result: raise BadInput("the two groups of lines share no score under one protocol; evaluate both with the same suite.")
+            if all(means):
+                result.append(Difference(score, _unlike(side_a, side_b, note), *means,
+                                         (side_a, side_b)))
+    if not result:
+        raise BadInput("the two groups of records share no score under one protocol; evaluate both "
+                       "with the same suite.")
     return result
 
 # %% ../../nbs/report/tables.ipynb #517bd615
-def _noted(lines: list[dict], keys: list[str]) -> dict[tuple, list[dict]]:
-    "Lines by what they say of `keys`."
+def _noted(records: list[dict], keys: list[str]) -> dict[tuple, list[dict]]:
+    "Records by what they say of `keys`."
     groups = {}
-    for line in lines: groups.setdefault((describe(line, keys),), []).append(line)
+    for record in records: groups.setdefault((describe(record, keys),), []).append(record)
     return groups
 
 def _unlike(a: list[dict], b: list[dict], note: str) -> str:
     "The note, with the options in which the two sides differ."
     keys = ("dataset", *dict.fromkeys([*a[0]["protocol"], *b[0]["protocol"]]))
-    if "pixels" in (a[0]["method"], b[0]["method"]):   # what sets them apart from encoders is said by their name
-        keys = [k for k in keys if k not in ("features", "patch") and None not in (value_of(a[0], k), value_of(b[0], k))]
-    unlike = [k for k in keys if not k.startswith("chosen_") and value_of(a[0], k) != value_of(b[0], k)]
-    return ", ".join(filter(None, [note, *(f"{k}: {value_of(a[0], k)} / {value_of(b[0], k)}" for k in unlike)]))
+    # what sets them apart from encoders is said by their name
+    if "pixels" in (a[0]["method"], b[0]["method"]):
+        keys = [k for k in keys if k not in ("features", "patch")
+                and None not in (value_of(a[0], k), value_of(b[0], k))]
+    unlike = [k for k in keys if not k.startswith("chosen_")
+              and value_of(a[0], k) != value_of(b[0], k)]
+    return ", ".join(filter(
+        None, [note, *(f"{k}: {value_of(a[0], k)} / {value_of(b[0], k)}" for k in unlike)]))
 
 # %% ../../nbs/report/tables.ipynb #4b3137db
 @dataclass(frozen=True)
@@ -338,35 +452,52 @@ class Interval:
 
 # %% ../../nbs/report/tables.ipynb #777b71b8
 def paired_bootstrap(
-    a, b,                  # (N,) outcomes of the same images in the same order: 0/1, or scores in [0, 1]
+    a, b,  # (N,) outcomes of the same images in the same order: 0/1, or scores in [0, 1]
     draws: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    "Paired bootstrap over images of mean(a) - mean(b). Raises `BadInput` for arrays of different or no length."
+    """Paired bootstrap over images of mean(a) - mean(b).
+
+    Raises `BadInput` for arrays of different or no length.
+    """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise BadInput(f"outcomes have the shapes {a.shape} and {b.shape}; give one number per image, the same images for both.")
+        raise BadInput(f"outcomes have the shapes {a.shape} and {b.shape}; give one number per "
+                       f"image, the same images for both.")
     values, counts = np.unique(a - b, return_counts=True)   # (U,) distinct differences
     rng, chunk = np.random.default_rng(seed), max(1, 2 ** 22 // len(values))
-    means = np.concatenate([rng.multinomial(len(a), counts / len(a), size=min(chunk, draws - start)) @ values / len(a)
-                            for start in range(0, draws, chunk)])   # (draws,)
+    means = np.concatenate([
+        rng.multinomial(len(a), counts / len(a), size=min(chunk, draws - start)) @ values / len(a)
+        for start in range(0, draws, chunk)])  # (draws,)
     low, high = np.percentile(100 * means, [2.5, 97.5])
     return Interval(100 * float((a - b).mean()), float(low), float(high), len(a))
 
 # %% ../../nbs/report/tables.ipynb #f52f5572
 def outcomes_of(side: list[dict], outcomes: list[Outcomes]) -> Outcomes | None:
-    "Mean outcome of each image over the runs of `side` (lines of one score and protocol); None unless every run has one."
-    same = lambda line: (line["run"], line["dataset"], value_of(line, "score"), describe(line, sorted(k for k in line["protocol"] if not k.startswith("chosen_"))))
-    known, wanted = {same(o.line): o for o in outcomes}, {same(line) for line in side}
+    """Mean outcome of each image over the runs of `side` (records of one score and protocol); None
+    unless every run has one.
+    """
+    same = lambda line: (
+        line["run"], line["dataset"], value_of(line, "score"),
+        describe(line, sorted(k for k in line["protocol"] if not k.startswith("chosen_"))))
+    known, wanted = {same(o.record): o for o in outcomes}, {same(record) for record in side}
     if not wanted or not wanted <= set(known): return None
     runs = [known[key] for key in sorted(wanted)]
-    return Outcomes(runs[0].line, runs[0].names, np.mean([by_image(runs[0], o)[1] for o in runs], axis=0))
+    return Outcomes(runs[0].record, runs[0].names,
+                    np.mean([by_image(runs[0], o)[1] for o in runs], axis=0))
 
-def match_outcomes(found: list[Difference], a: list[Outcomes], b: list[Outcomes]) -> dict[tuple[str, str], tuple]:
-    "(score, note) -> two (N,) arrays over the same images, for `compare`. Raises `BadInput` when no score has outcomes on both sides, or images differ."
-    sides = {(d.score, d.note): [outcomes_of(side, o) for side, o in zip(d.lines, (a, b))] for d in found}
+def match_outcomes(found: list[Difference], a: list[Outcomes],
+                   b: list[Outcomes]) -> dict[tuple[str, str], tuple]:
+    """(score, note) -> two (N,) arrays over the same images, for `compare`.
+
+    Raises `BadInput` when no score has outcomes on both sides, or images differ.
+    """
+    sides = {(d.score, d.note): [outcomes_of(side, o) for side, o in zip(d.records, (a, b))]
+             for d in found}
     matched = {key: by_image(*pair) for key, pair in sides.items() if all(pair)}
-    if not matched: raise BadInput("the outcomes belong to none of the compared scores; write them for both sides, with the options that the lines were made with.")
+    if not matched:
+        raise BadInput("the outcomes belong to none of the compared scores; write them for both "
+                       "sides, with the options that the records were made with.")
     return matched
 
 # %% ../../nbs/report/tables.ipynb #610eb95d
@@ -375,15 +506,22 @@ def compare(
     names: tuple[str, str] = ("a", "b"),
     outcomes: tuple[list[Outcomes], list[Outcomes]] | None = None,   # of the two sides
 ) -> Table:
-    "Which differences of `a` from `b` in scores (time and memory are none) exceed their spread over seeds, and, where outcomes are given, over images."
-    header = ["score", *names, "difference", "spread", "exceeds\nits spread", *(["95 % interval\nover images"] if outcomes else [])]
-    table, found = Table(header, []), differences(*([line for line in side if line["metric"] not in COSTS] for side in (a, b)))
+    """Which differences of `a` from `b` in scores (time and memory are none) exceed their std over
+    seeds, and, where outcomes are given, over images.
+    """
+    header = ["score", *names, "difference", "std", "exceeds\nits std",
+              *(["95 % interval\nover images"] if outcomes else [])]
+    table, found = Table(header, []), differences(*(
+        [record for record in side if record["metric"] not in COSTS] for side in (a, b)))
     pairs = match_outcomes(found, *outcomes) if outcomes else {}
     for d in found:
         pair = pairs.get((d.score, d.note))
         interval = [Cell(str(paired_bootstrap(*pair)) if pair else "–")] if outcomes else []
         digits = decimals([d.a.mean, d.b.mean])
         seeds = lambda s: f"{s.show(digits)} ({s.count})"
-        table.rows.append([Cell(score_name(*d.score.split("/")) + (f", {d.note}" if d.note else "")), Cell(seeds(d.a)), Cell(seeds(d.b)), Cell(f"{d.value:+.{digits}f}"),
-                           Cell("–" if d.spread is None else f"{d.spread:.{digits}f}"), Cell({True: "yes", False: "no", None: "unknown"}[d.exceeds]), *interval])
+        table.rows.append(
+            [Cell(score_name(*d.score.split("/")) + (f", {d.note}" if d.note else "")),
+             Cell(seeds(d.a)), Cell(seeds(d.b)), Cell(f"{d.value:+.{digits}f}"),
+             Cell("–" if d.std is None else f"{d.std:.{digits}f}"),
+             Cell({True: "yes", False: "no", None: "unknown"}[d.exceeds]), *interval])
     return table

@@ -18,7 +18,8 @@ from ..data.settings import BadInput
 # %% ../../nbs/training/checkpoints.ipynb #003bec1d
 def disk_full(error: BaseException, folder: Path) -> bool:
     "Did a write into `folder` fail for want of space?"
-    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    told = (getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "No space left" in str(error))
     return told or shutil.disk_usage(folder).free < 2**16
 
 def sync(path: Path):
@@ -30,7 +31,11 @@ def sync(path: Path):
 # %% ../../nbs/training/checkpoints.ipynb #64583661
 @contextmanager
 def replacing(path):
-    "Yields a temporary path; what was written there becomes `path` at the end, at once or not at all. Raises `BadInput` when the disk is full."
+    """Yields a temporary path; what was written there becomes `path` at the end, at once or not at
+    all.
+
+    Raises `BadInput` when the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
@@ -44,7 +49,8 @@ def replacing(path):
         tmp.unlink(missing_ok=True)
         if not full: raise
         kept = "the previous one is intact" if path.exists() else "nothing was lost before it"
-        raise BadInput(f"{path}: the disk is full; {kept}, free some space and start the same command again.") from None
+        raise BadInput(f"{path}: the disk is full; {kept}, free some space and start the same "
+                       f"command again.") from None
 
 # %% ../../nbs/training/checkpoints.ipynb #e2bd17df
 def save_state(path, state: dict) -> Path:
@@ -55,18 +61,26 @@ def save_state(path, state: dict) -> Path:
     return Path(path)
 
 def load_state(path) -> dict:
-    "Read what `save_state` wrote, on the CPU. Raises `BadInput` for a missing or damaged file and for one that holds other things than tensors."
+    """Read what `save_state` wrote, on the CPU.
+
+    Raises `BadInput` for a missing or damaged file and for one that holds other things than
+    tensors.
+    """
     path = Path(path)
     if not path.is_file(): raise BadInput(f"{path}: no such checkpoint.")
     try: return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         if "weights_only" in str(e) or "Unsupported" in str(e):
-            raise BadInput(f"{path}: holds Python objects besides tensors and is not opened; save its tensors alone.") from None
-        raise BadInput(f"{path}: damaged or not a checkpoint; delete it, and the run starts again from the beginning.") from None
+            raise BadInput(f"{path}: holds Python objects besides tensors and is not opened; save "
+                           f"its tensors alone.") from None
+        raise BadInput(f"{path}: damaged or not a checkpoint; delete it, and the run starts again "
+                       f"from the beginning.") from None
 
 # %% ../../nbs/training/checkpoints.ipynb #b55951ce
 def state_bytes(module: nn.Module) -> int:
-    "Size of a run's rolling checkpoint in bytes: the module's state and two moments for each trained weight."
+    """Size of a run's rolling checkpoint in bytes: the module's state and two moments for each
+    trained weight.
+    """
     moments = sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     return moments + sum(x.numel() * x.element_size() for x in module.state_dict().values())
 
@@ -76,38 +90,55 @@ def check_space(folder, needed: int):
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise BadInput(f"{folder}: the disk is full: {free / 1e6:.0f} MB are free and {needed / 1e6:.0f} MB are needed for checkpoints; free some space or set another outputs folder in settings.ini.")
+        raise BadInput(f"{folder}: the disk is full: {free / 1e6:.0f} MB are free and "
+                       f"{needed / 1e6:.0f} MB are needed for checkpoints; free some space or set "
+                       f"another outputs folder in settings.ini.")
 
 # %% ../../nbs/training/checkpoints.ipynb #8c719cf9
 def save_weights(path, module: nn.Module, about: dict) -> Path:
     "Write the state of `module` as safetensors, atomically; `about` (JSON values) says what it is."
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    with replacing(path) as tmp: save_file(tensors, tmp, {"about": json.dumps(about, sort_keys=True)})
+    with replacing(path) as tmp:
+        save_file(tensors, tmp, {"about": json.dumps(about, sort_keys=True)})
     return Path(path)
 
 def read_weights(path) -> tuple[dict, dict]:
-    "`(about, tensors)` of a file of `save_weights`. Raises `BadInput` for a missing, damaged or foreign file."
+    """`(about, tensors)` of a file of `save_weights`.
+
+    Raises `BadInput` for a missing, damaged or foreign file.
+    """
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: no such weights; train the run that writes them.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such weights; train the run that writes them.")
     try:
-        with safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception: raise BadInput(f"{path}: damaged or not a safetensors file; train the run that writes it again.") from None
-    if "about" not in meta: raise BadInput(f"{path}: safetensors, but not the state of a method of this project.")
+        with safe_open(path, "pt") as f:
+            meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except Exception:
+        raise BadInput(f"{path}: damaged or not a safetensors file; train the run that writes it "
+                       f"again.") from None
+    if "about" not in meta:
+        raise BadInput(f"{path}: safetensors, but not the state of a method of this project.")
     return json.loads(meta["about"]), tensors
 
 # %% ../../nbs/training/checkpoints.ipynb #fb2eec12
 def in_words(about: dict) -> str:
     "What a file of weights holds, for messages."
     e = about.get("encoder", {})
-    return f"{about.get('method', 'a method')} with a ViT of width {e.get('embed_dim')}, depth {e.get('depth')}, patch {e.get('patch_size')}, {e.get('image_size')} px"
+    return (f"{about.get('method', 'a method')} with a ViT of width {e.get('embed_dim')}, depth "
+            f"{e.get('depth')}, patch {e.get('patch_size')}, {e.get('image_size')} px")
 
-def fit(module: nn.Module, tensors: dict, here: dict, about: dict, where, partial: bool = False) -> nn.Module:
-    """Load `tensors` into `module`. `here` and `about` describe the two sides. Strict, unless `partial`: then names that only one side
-    has are left alone, but the whole encoder must be there. Raises `BadInput` naming both architectures."""
+def fit(module: nn.Module, tensors: dict, here: dict, about: dict, where,
+        partial: bool = False) -> nn.Module:
+    """Load `tensors` into `module`. `here` and `about` describe the two sides. Strict, unless
+    `partial`: then names that only one side has are left alone, but the whole encoder must be
+    there. Raises `BadInput` naming both architectures.
+    """
     own = module.state_dict()
     wrong = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
     wrong += [k for k in own if k not in tensors and (not partial or k.startswith("encoder."))]
     if not partial: wrong += [k for k in tensors if k not in own]
-    if wrong: raise BadInput(f"{where}: is of another architecture: it holds {in_words(about)}, the recipe asks for {in_words(here)} (first difference: '{wrong[0]}').")
+    if wrong:
+        raise BadInput(f"{where}: is of another architecture: it holds {in_words(about)}, the "
+                       f"recipe asks for {in_words(here)} (first difference: '{wrong[0]}').")
     module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
     return module

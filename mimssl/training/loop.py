@@ -23,7 +23,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from ..data.lines import append_lines, write_lines
+from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
@@ -33,33 +33,44 @@ from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
 from ..parts.formats import load
-from .checkpoints import check_space, fit, load_state, read_weights, replacing, save_state, save_weights, state_bytes
-from .recipes import Optimiser, Recipe, Weights, lr_at, resolve, result_of, weight_decay_at
+from .checkpoints import (check_space, fit, load_state, read_weights, replacing,
+                                         save_state, save_weights, state_bytes)
+from .recipes import (Optimiser, Recipe, Weights, lr_at, resolve, result_of,
+                                     weight_decay_at)
 
 # %% ../../nbs/training/loop.ipynb #ddedd510
 def parameter_groups(method: Method, o: Optimiser) -> list[dict]:
-    "Optimiser groups with the rules `factor`, `lr_peak`, `constant` and `decay`. Raises `BadInput` for a group of the recipe that fits no parameter."
+    """Optimiser groups with the rules `factor`, `lr_peak`, `constant` and `decay`.
+
+    Raises `BadInput` for a group of the recipe that fits no parameter.
+    """
     groups, trained = {}, {name: p for name, p in method.named_parameters() if p.requires_grad}
     for pattern, g in o.groups.items():
         if not any(o.group(name) is g for name in trained):
-            raise BadInput(f"optimiser: the group '{pattern}' fits no trained parameter; names look like '{next(iter(trained))}'.")
+            raise BadInput(f"optimiser: the group '{pattern}' fits no trained parameter; names "
+                           f"look like '{next(iter(trained))}'.")
     for name, p in trained.items():
         g = o.group(name)
         decay = 0. if method.no_decay(name, p) else g.weight_decay
-        rule = dict(factor=method.lr_scale(name) * g.lr_factor, lr_peak=g.lr, constant=g.constant, decay=decay)
+        rule = dict(factor=method.lr_scale(name) * g.lr_factor, lr_peak=g.lr, constant=g.constant,
+                    decay=decay)
         groups.setdefault(tuple(rule.values()), {"params": [], **rule})["params"].append(p)
     return list(groups.values())
 
 def make_optimiser(method: Method, o: Optimiser) -> torch.optim.Optimizer:
     "The optimiser of the recipe over `parameter_groups`."
     groups = parameter_groups(method, o)
-    if o.name == "lars": return Lars(groups, lr=1., momentum=o.momentum)                  # adapts only where there is weight decay
+    # adapts only where there is weight decay
+    if o.name == "lars": return Lars(groups, lr=1., momentum=o.momentum)
     if o.name == "sgd": return torch.optim.SGD(groups, lr=1., momentum=o.momentum)
-    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")                         # 3.6 times the plain loop on a CPU
+    # 3.6 times the plain loop on a CPU
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=1., betas=tuple(o.betas), fused=fused)
 
 def set_rates(optimiser, recipe: Recipe, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    "Write the rates of `step` into the optimiser's groups; returns the recipe's learning rate and weight decay."
+    """Write the rates of `step` into the optimiser's groups; returns the recipe's learning rate and
+    weight decay.
+    """
     o, when = recipe.optimiser, (step, steps_per_epoch, recipe.epochs)
     wd = weight_decay_at(o, *when)
     for g in optimiser.param_groups:
@@ -73,10 +84,11 @@ def set_rates(optimiser, recipe: Recipe, step: int, steps_per_epoch: int) -> tup
 def clip_gradients(parameters, o: Optimiser) -> torch.Tensor:
     "Clip in place as the recipe says; returns the global norm before clipping, a scalar."
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(grads))                                      # one per tensor
+    norms = torch.stack(torch._foreach_norm(grads))  # one per tensor
     norm = norms.norm()
     if o.clip: torch._foreach_mul_(grads, (o.clip / (norm + 1e-6)).clamp(max=1.))
-    if o.clip_per_tensor: torch._foreach_mul_(grads, list((o.clip_per_tensor / (norms + 1e-6)).clamp(max=1.)))
+    if o.clip_per_tensor:
+        torch._foreach_mul_(grads, list((o.clip_per_tensor / (norms + 1e-6)).clamp(max=1.)))
     return norm
 
 # %% ../../nbs/training/loop.ipynb #507fd500
@@ -86,9 +98,13 @@ def share(recipe: Recipe, micro: int, rank: int = 0, world: int = 1) -> tuple[in
     return (micro * world + rank) * size, size
 
 class Order:
-    "The requests of one process from step `start` to `stop`: per micro-batch a list of (epoch, image)."
-    def __init__(self, recipe: Recipe, seed: int, images: int, start: int, stop: int, rank: int = 0, world: int = 1):
-        self.recipe, self.seed, self.images, self.steps, self.process = recipe, seed, images, range(start, stop), (rank, world)
+    """The requests of one process from step `start` to `stop`: per micro-batch a list of (epoch,
+    image).
+    """
+    def __init__(self, recipe: Recipe, seed: int, images: int, start: int, stop: int, rank: int = 0,
+                 world: int = 1):
+        self.recipe, self.seed, self.images, self.steps, self.process = (
+            recipe, seed, images, range(start, stop), (rank, world))
 
     def __iter__(self):
         at, order, per_epoch = None, None, self.images // self.recipe.batch_size
@@ -107,18 +123,22 @@ class Requested(Dataset):
         self.args, self.views, self.process = (dataset, views, seed), None, None
 
     def __getitem__(self, request: tuple[int, int]) -> dict:
-        if self.process != os.getpid(): self.views, self.process = ViewDataset(*self.args), os.getpid()
+        if self.process != os.getpid():
+            self.views, self.process = ViewDataset(*self.args), os.getpid()
         self.views.set_epoch(request[0])
         return self.views[request[1]]
 
-def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: int, device: torch.device):
+def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: int,
+            device: torch.device):
     "This process's micro-batches, their tensors on `device`."
     order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
     cuda = device.type == "cuda"
-    loader = DataLoader(Requested(dataset, views, seed), batch_sampler=order, num_workers=settings().workers, collate_fn=collate_views,
-                        pin_memory=cuda, generator=torch.Generator())
+    loader = DataLoader(Requested(dataset, views, seed), batch_sampler=order,
+                        num_workers=settings().workers, collate_fn=collate_views, pin_memory=cuda,
+                        generator=torch.Generator())
     for batch in loader:
-        yield {k: x.to(device, non_blocking=cuda) if isinstance(x, torch.Tensor) else x for k, x in batch.items()}
+        yield {k: x.to(device, non_blocking=cuda) if isinstance(x, torch.Tensor) else x
+               for k, x in batch.items()}
 
 # %% ../../nbs/training/loop.ipynb #f35f66b4
 @torch.no_grad()
@@ -128,7 +148,8 @@ def collapse(vit, images: torch.Tensor) -> dict[str, float]:
     tokens = encode(vit.eval(), images)[:, vit.num_prefix_tokens:].float()               # (B, L, D)
     vit.train(training)
     B, L, D = tokens.shape
-    similarity = (F.normalize(tokens, dim=2).sum(1).square().sum(1) - L) / max(L * (L - 1), 1)   # (B,)
+    # (B,)
+    similarity = (F.normalize(tokens, dim=2).sum(1).square().sum(1) - L) / max(L * (L - 1), 1)
     std = F.normalize(tokens.mean(1), dim=1).std(0).mean() * D ** .5
     return {"patch_similarity": similarity.mean().item(), "feature_std": std.item()}
 
@@ -156,18 +177,27 @@ def synchronise(method: nn.Module, device: torch.device) -> nn.Module:
 # %% ../../nbs/training/loop.ipynb #a1e3221b
 def check_batch_norm(method: nn.Module, recipe: Recipe):
     "Raises `BadInput` when a batch norm of `method` would see a single image."
-    name = next((n for n, m in method.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
+    name = next(
+        (n for n, m in method.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)),
+        None)
     if name and recipe.batch_size == recipe.accumulate:
-        raise BadInput(f"recipe '{recipe.name}': batch_size {recipe.batch_size} in {recipe.accumulate} micro-batches leaves one image, and the batch norm '{name}' of method "
+        raise BadInput(f"recipe '{recipe.name}': batch_size {recipe.batch_size} in "
+                       f"{recipe.accumulate} micro-batches leaves one image, and the batch "
+                       f"norm '{name}' of method "
                        f"'{recipe.method}' needs two; raise batch_size or lower accumulate.")
 
 # %% ../../nbs/training/loop.ipynb #d231b2ae
 class Progress:
-    "Steps done, loss, rate and time left: a bar on a terminal or in a notebook, else a line every `seconds`."
-    def __init__(self, name: str, start: int, total: int, images_per_step: int, show: bool = True, seconds: float = 5.):
-        self.name, self.start, self.total, self.images, self.every = name, start, total, images_per_step, seconds
+    """Steps done, loss, rate and time left: a bar on a terminal or in a notebook, else a line every
+    `seconds`.
+    """
+    def __init__(self, name: str, start: int, total: int, images_per_step: int, show: bool = True,
+                 seconds: float = 5.):
+        self.name, self.start, self.total, self.images, self.every = (
+            name, start, total, images_per_step, seconds)
         self.begin = self.told = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=name, unit="step") if show and watched() else None
+        self.bar = (tqdm(total=total, initial=start, desc=name, unit="step") if show
+                    and watched() else None)
         self.plain = show and not watched()
 
     def __call__(self, step: int, losses: dict[str, float], lr: float):
@@ -175,10 +205,12 @@ class Progress:
         rate = (step - self.start) * self.images / max(now - self.begin, 1e-9)            # images/s
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
-            self.bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{lr:.1e}", images=f"{rate:.0f}/s", refresh=False)
+            self.bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{lr:.1e}",
+                                 images=f"{rate:.0f}/s", refresh=False)
         elif self.plain and (now - self.told >= self.every or step == self.total):
             self.told, left = now, (self.total - step) * self.images / max(rate, 1e-9)
-            print(f"{self.name}: step {step}/{self.total}, loss {losses['loss']:.4f}, lr {lr:.1e}, {rate:.0f} images/s, {left / 60:.1f} min left", flush=True)
+            print(f"{self.name}: step {step}/{self.total}, loss {losses['loss']:.4f}, lr {lr:.1e}, "
+                  f"{rate:.0f} images/s, {left / 60:.1f} min left", flush=True)
 
     def close(self):
         if self.bar is not None: self.bar.close()
@@ -189,15 +221,20 @@ class TrainingStopped(BadInput):
 
 class NotFinite(ArithmeticError):
     "The loss term or gradient `term` of `step` is `value`."
-    def __init__(self, step: int, term: str, value: float): self.step, self.term, self.value = step, term, value
+    def __init__(self, step: int, term: str, value: float):
+        self.step, self.term, self.value = step, term, value
 
 def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     "Accelerate for this device, precision and the processes that torchrun started."
-    if device.type == "cpu" and recipe.precision == "fp16": raise BadInput(f"recipe '{recipe.name}': precision fp16 needs a GPU; use fp32.")
-    AcceleratorState._reset_state(reset_partial_state=True)                               # another run of this process may have had another precision
+    if device.type == "cpu" and recipe.precision == "fp16":
+        raise BadInput(f"recipe '{recipe.name}': precision fp16 needs a GPU; use fp32.")
+    # another run of this process may have had another precision
+    AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None: os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)   # methods keep their buffers equal themselves, and may freeze layers for a while
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if recipe.precision == "fp32" else recipe.precision, kwargs_handlers=[ddp])
+    # methods keep their buffers equal themselves, and may freeze layers for a while
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if recipe.precision == "fp32"
+                       else recipe.precision, kwargs_handlers=[ddp])
 
 # %% ../../nbs/training/loop.ipynb #4363fd7c
 class Run:
@@ -208,7 +245,8 @@ class Run:
         self.device, self.main = self.acc.device, self.acc.is_main_process
         self.per_epoch = recipe.steps_per_epoch(len(dataset), world())
         self.total = recipe.epochs * self.per_epoch
-        with seeded(seed, "weights"): self.method = make_method(recipe.method, recipe.encoder, recipe.options)
+        with seeded(seed, "weights"):
+            self.method = make_method(recipe.method, recipe.encoder, recipe.options)
         check_batch_norm(self.method, recipe)
         self.views = self.method.views()
         self.method = synchronise(self.method, self.device).to(self.device)
@@ -219,11 +257,14 @@ class Run:
         "Make the optimiser and prepare both for the device; the method's weights are in place now."
         if self.recipe.compile:
             for block in self.method.modules():
-                if isinstance(block, Block): block.compile()                              # region by region: seconds, not minutes
+                # region by region: seconds, not minutes
+                if isinstance(block, Block): block.compile()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")
-            self.model, self.optimiser = self.acc.prepare(self.method.train(), make_optimiser(self.method, self.recipe.optimiser))
-        self.images = monitor_images(self.dataset, self.recipe.encoder.image_size).to(self.device) if self.main else None
+            self.model, self.optimiser = self.acc.prepare(
+                self.method.train(), make_optimiser(self.method, self.recipe.optimiser))
+        self.images = (monitor_images(self.dataset, self.recipe.encoder.image_size).to(self.device)
+                       if self.main else None)
         return self
 
     def about(self) -> dict:
@@ -233,8 +274,9 @@ class Run:
     def state(self) -> dict:
         "Everything that the next step depends on, and the log."
         scaler = self.acc.scaler.state_dict() if self.acc.scaler else {}
-        return {"about": self.about(), "method": self.method.state_dict(), "optimiser": self.optimiser.state_dict(), "scaler": scaler,
-                "step": self.step, "log": self.log, "sums": self.sums}
+        return {"about": self.about(), "method": self.method.state_dict(),
+                "optimiser": self.optimiser.state_dict(), "scaler": scaler, "step": self.step,
+                "log": self.log, "sums": self.sums}
 
     def restore(self, state: dict, where):
         "Continue from a `state()`. Raises `BadInput` when it is of another architecture."
@@ -244,7 +286,10 @@ class Run:
         self.step, self.log, self.sums = state["step"], state["log"], state["sums"]
 
     def advance(self, batch_of) -> dict[str, float]:
-        "One optimiser step; `batch_of()` gives the next micro-batch. Returns the mean of each loss term and the gradient's norm."
+        """One optimiser step; `batch_of()` gives the next micro-batch.
+
+        Returns the mean of each loss term and the gradient's norm.
+        """
         recipe, at = self.recipe, At(self.step, self.total, self.recipe.epochs)
         self.lr, self.wd = set_rates(self.optimiser, recipe, self.step, self.per_epoch)
         self.optimiser.zero_grad()
@@ -254,16 +299,23 @@ class Run:
             batch = batch_of()
             self.waited += time.monotonic() - begin
             if micro == 0: self.method.before_step(at)
-            draws = Draws(self.seed, self.step, (share(recipe, micro, rank(), world())[0], recipe.batch_size), device=self.device)
+            draws = Draws(self.seed, self.step,
+                          (share(recipe, micro, rank(), world())[0], recipe.batch_size),
+                          device=self.device)
             with self.acc.no_sync(self.model) if micro < recipe.accumulate - 1 else nullcontext():
                 with draws.scope("layers"): losses = self.model(batch, draws, at)
                 self.acc.backward(losses["loss"] / recipe.accumulate)
-            for name, x in losses.items(): terms[name] = terms.get(name, 0.) + x.detach().float() / recipe.accumulate
+            for name, x in losses.items():
+                terms[name] = terms.get(name, 0.) + x.detach().float() / recipe.accumulate
         if self.acc.scaler: self.acc.unscale_gradients(self.optimiser)
         terms["grad_norm"] = clip_gradients(self.trained, recipe.optimiser)
-        values = dict(zip(terms, mean_over_processes(torch.stack([x.reshape(()) for x in terms.values()])).tolist()))
-        for name, x in values.items():                                                    # an infinite gradient is fp16's way to ask for a smaller loss scale
-            if not math.isfinite(x) and not (self.acc.scaler and name == "grad_norm"): raise NotFinite(self.step, name, x)
+        values = dict(zip(
+            terms,
+            mean_over_processes(torch.stack([x.reshape(()) for x in terms.values()])).tolist()))
+        # an infinite gradient is fp16's way to ask for a smaller loss scale
+        for name, x in values.items():
+            if not math.isfinite(x) and not (self.acc.scaler and name == "grad_norm"):
+                raise NotFinite(self.step, name, x)
         self.optimiser.step()
         self.method.after_step(at)
         self.step += 1
@@ -271,9 +323,10 @@ class Run:
 
 # %% ../../nbs/training/loop.ipynb #dc532404
 def note(run: Run, values: dict[str, float], epoch_lines: bool = True):
-    "Add what belongs into the log after a step."
+    "Add what belongs in the log after a step."
     for name, x in values.items(): run.sums[name] = run.sums.get(name, 0.) + x
-    where = {"epoch": run.step / run.per_epoch, "step": run.step, "lr": run.lr, "weight_decay": run.wd}
+    where = {"epoch": run.step / run.per_epoch, "step": run.step, "lr": run.lr,
+             "weight_decay": run.wd}
     if run.step % max(1, run.total // 200) == 0: run.log.append({"kind": "step", **where, **values})
     if run.step % run.per_epoch: return
     means = {k: x / run.per_epoch for k, x in run.sums.items()}
@@ -292,58 +345,91 @@ def plot_log(log: list[dict]):
     "Loss terms, learning rate and collapse monitor of a run's log as a matplotlib figure."
     import matplotlib.pyplot as plt
     steps, epochs = ([line for line in log if line["kind"] == kind] for kind in ("step", "epoch"))
-    plain = {"kind", "epoch", "step", "lr", "weight_decay", "grad_norm", "patch_similarity", "feature_std"}
+    plain = {"kind", "epoch", "step", "lr", "weight_decay", "grad_norm", "patch_similarity",
+             "feature_std"}
     fig, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80, layout="constrained")
     for term in sorted({k for line in steps for k in line} - plain):
-        axes[0].plot([x["epoch"] for x in steps if term in x], [x[term] for x in steps if term in x], label=term)
+        axes[0].plot([x["epoch"] for x in steps if term in x],
+                     [x[term] for x in steps if term in x], label=term)
     axes[1].plot([x["epoch"] for x in steps], [x["lr"] for x in steps])
-    for term, label in (("patch_similarity", "mean patch cosine similarity"), ("feature_std", "feature std x sqrt(D)")):
-        axes[2].plot([x["epoch"] for x in epochs if term in x], [x[term] for x in epochs if term in x], marker=".", label=label)
-    for ax, label in zip(axes, ("loss", "learning rate", "collapse monitor")): ax.set(xlabel="epoch", ylabel=label)
+    for term, label in (("patch_similarity", "mean patch cosine similarity"),
+                        ("feature_std", "feature std x sqrt(D)")):
+        axes[2].plot([x["epoch"] for x in epochs if term in x],
+                     [x[term] for x in epochs if term in x], marker=".", label=label)
+    for ax, label in zip(axes, ("loss", "learning rate", "collapse monitor")):
+        ax.set(xlabel="epoch", ylabel=label)
     axes[2].set_ylim(bottom=0.)
     for ax in axes[::2]: ax.legend(fontsize=7)
     return fig
 
 # %% ../../nbs/training/loop.ipynb #a8777ab4
 def load_start(run: Run, folder: Path, init_dir: Path | None):
-    "Fill the method from the recipe's `init`: the final state of a recipe, or an encoder. Raises `BadInput` when that is missing, of another recipe or another architecture."
+    """Fill the method from the recipe's `init`: the final state of a recipe, or an encoder.
+
+    Raises `BadInput` when that is missing, of another recipe or another architecture.
+    """
     init = run.recipe.init
     if isinstance(init, Weights): return fill_encoders(run.method, starting_encoder(run.recipe))
     path = Path(init_dir or folder.parent / f"{init.name}-s{run.seed}") / "method.safetensors"
     how = f"run `python -m mimssl pretrain --recipe {init.name} --seed {run.seed}` first"
-    if not path.is_file(): raise BadInput(f"recipe '{run.recipe.name}' starts from '{init.name}', but {path} does not exist; {how}.")
+    if not path.is_file():
+        raise BadInput(f"recipe '{run.recipe.name}' starts from '{init.name}', but {path} does not "
+                       f"exist; {how}.")
     about, tensors = read_weights(path)
-    if about.get("fingerprint") != init.fingerprint(fingerprint(init.dataset, init.split), run.seed):
-        raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; {how}.")
-    if about["method"] != run.recipe.method: tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}   # another method's decoder or teacher is none of ours
+    if about.get("fingerprint") != init.fingerprint(fingerprint(init.dataset, init.split),
+                                                    run.seed):
+        raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; "
+                       f"{how}.")
+    if about["method"] != run.recipe.method:
+        # another method's decoder or teacher is none of ours
+        tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}
     fit(run.method, tensors, run.about(), about, path, partial=True)
     fill_encoders(run.method, run.method.encoder, tensors)
 
+# %% ../../nbs/training/loop.ipynb #a5cc661c
 def starting_encoder(recipe: Recipe) -> VisionTransformer:
-    "The encoder that `init` names, at the recipe's image size. Raises `BadInput` naming what is different, when its architecture is another than the recipe's."
+    """The encoder that `init` names, at the recipe's image size.
+
+    Raises `BadInput` naming what is different, when its architecture is another than the recipe's.
+    """
     vit, size = load(recipe.init.source), recipe.encoder.image_size
-    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))   # without computing a table
+    # without computing a table
+    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))
     found, wanted = architecture(vit), architecture(own)
-    differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k] and k != "img_size"]
-    differ = differ or [f"tensors that only one of them has, such as '{n}'" for n in sorted({*vit.state_dict()} ^ {*own.state_dict()})[:1]]
-    if differ: raise BadInput(f"recipe '{recipe.name}' starts from '{recipe.init.source}', an encoder of another architecture: {', '.join(differ)}; change the recipe's encoder, or its init.")
+    differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k]
+              and k != "img_size"]
+    differ = differ or [f"tensors that only one of them has, such as '{n}'"
+                        for n in sorted({*vit.state_dict()} ^ {*own.state_dict()})[:1]]
+    if differ:
+        raise BadInput(f"recipe '{recipe.name}' starts from '{recipe.init.source}', an encoder of "
+                       f"another architecture: {', '.join(differ)}; change the recipe's encoder, "
+                       f"or its init.")
     return vit if vit.patch_embed.img_size == (size, size) else resize_positions(vit, size)
 
 def fill_encoders(method: Method, vit: VisionTransformer, loaded=()):
-    "Give the encoders of `method`, the trained one and its averages, the weights of `vit`; those with tensors named in `loaded` keep theirs."
+    """Give the encoders of `method`, the trained one and its averages, the weights of `vit`; those
+    with tensors named in `loaded` keep theirs.
+    """
     for name, module in method.named_modules():
-        if isinstance(module, VisionTransformer) and not any(n.startswith(f"{name}.") for n in loaded): module.load_state_dict(vit.state_dict())
+        if (isinstance(module, VisionTransformer)
+            and not any(n.startswith(f"{name}.") for n in loaded)):
+            module.load_state_dict(vit.state_dict())
     method.after_init()
 
 def check_images(dataset, smallest: int, data: str):
-    "Look at every image once for each data set and patch size. Raises `BadInput` that names the first unusable file."
+    """Look at every image once for each data set and patch size.
+
+    Raises `BadInput` that names the first unusable file.
+    """
     seen = settings().local / "checked" / f"{data}-{smallest}"
     if rank() or seen.exists(): return
     check(dataset, smallest)
     seen.parent.mkdir(parents=True, exist_ok=True)
     seen.touch()
 
-def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path, init_dir: Path | None = None) -> Run:
+# %% ../../nbs/training/loop.ipynb #ef8aad72
+def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path,
+              init_dir: Path | None = None) -> Run:
     "A run at the step of its rolling checkpoint, or at its beginning."
     run = Run(recipe, seed, dataset)
     if recipe.init and not rolling.exists(): load_start(run, folder, init_dir)
@@ -352,45 +438,53 @@ def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path, i
     else: run.log.append({"kind": "epoch", "epoch": 0., "step": 0, **watch(run)})
     return run
 
-def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 120., progress: bool = False):
+def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 120.,
+       progress: bool = False):
     "Advance to step `stop`, saving to `rolling` every `save_every` epochs and `save_seconds`."
     stream = batches(run.dataset, run.views, run.recipe, run.seed, run.step, stop, run.device)
-    bar = Progress(run.recipe.name, run.step, run.total, run.recipe.batch_size, progress and run.main)
+    bar = Progress(run.recipe.name, run.step, run.total, run.recipe.batch_size,
+                   progress and run.main)
     saved, each = time.monotonic(), run.recipe.save_every * run.per_epoch
     with closing(bar):
         while run.step < stop:
             values = run.advance(stream.__next__)
             note(run, values)
             bar(run.step, values, run.lr)
-            if rolling and run.main and run.step < stop and (run.step % each == 0 or time.monotonic() - saved > save_seconds):
+            if (rolling and run.main and run.step < stop
+                and (run.step % each == 0 or time.monotonic() - saved > save_seconds)):
                 save_state(rolling, run.state())
                 saved = time.monotonic()
 
 # %% ../../nbs/training/loop.ipynb #f29bc7fd
 def train(
     recipe: Recipe,
-    seed: int,                       # weights, order, crops and draws follow from it
-    out_dir,                         # gets encoder.safetensors, method.safetensors, log.jsonl, recipe.json
+    seed: int,      # weights, order, crops and draws follow from it
+    out_dir,        # gets encoder.safetensors, method.safetensors, log.jsonl, recipe.json
     progress: bool = True,           # show a bar or lines
-    init_dir=None,                   # output folder of the recipe's `init`; default: beside out_dir, <name>-s<seed>
+    init_dir=None,  # output folder of the recipe's `init`; default: beside out_dir, <name>-s<seed>
     save_seconds: float = 120.,      # longest time between rolling checkpoints
-) -> Path:                           # encoder.safetensors
-    """Train, or continue, or do nothing if it is done. Bit-identical whether or not it was interrupted, on the same machine and number of processes.
-    Raises `BadInput` before any long work, `TrainingStopped` when a loss or gradient is not finite."""
+) -> Path:          # encoder.safetensors
+    """Train, or continue, or do nothing if it is done. Bit-identical whether or not it was
+    interrupted, on the same machine and number of processes. Raises `BadInput` before any long
+    work, `TrainingStopped` when a loss or gradient is not finite.
+    """
     recipe, out_dir = resolve(recipe), Path(out_dir)
     pick_device(settings().device)
     if isinstance(recipe.init, Weights): starting_encoder(recipe)
     data = fingerprint(recipe.dataset, recipe.split)
     key = recipe.fingerprint(data, seed)
     if is_done(out_dir, key): return out_dir / "encoder.safetensors"
-    dataset, folder = open_dataset(recipe.dataset, recipe.split), settings().local / "checkpoints" / key
+    dataset, folder = (open_dataset(recipe.dataset, recipe.split),
+                       settings().local / "checkpoints" / key)
     rolling = folder / "rolling.pt"
     check_images(dataset, recipe.encoder.patch_size, data)
     run = build_run(recipe, seed, dataset, out_dir, rolling, init_dir)
-    for place, copies in ((folder, 2), (out_dir, 1)): check_space(place, copies * state_bytes(run.method))
+    for place, copies in ((folder, 2), (out_dir, 1)):
+        check_space(place, copies * state_bytes(run.method))
     begin, first = time.monotonic(), run.step
     try: go(run, run.total, rolling, save_seconds, progress)
-    except NotFinite as e: raise stopped(recipe, seed, dataset, out_dir, rolling, init_dir, e) from None
+    except NotFinite as e:
+        raise stopped(recipe, seed, dataset, out_dir, rolling, init_dir, e) from None
     if run.main:
         finish(run, out_dir, key)
         write_times(run, key, first, time.monotonic() - begin)
@@ -403,25 +497,35 @@ def is_done(out_dir: Path, key: str) -> bool:
     "Does `out_dir` hold the complete result of the run with this fingerprint?"
     try: found = json.loads((out_dir / "recipe.json").read_text())
     except (OSError, ValueError): return False
-    return found.get("fingerprint") == key and all((out_dir / f).is_file() for f in ("encoder.safetensors", "method.safetensors", "log.jsonl"))
+    return found.get("fingerprint") == key and all(
+        (out_dir / f).is_file() for f in ("encoder.safetensors", "method.safetensors", "log.jsonl"))
 
 def finish(run: Run, out_dir: Path, key: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
-    with replacing(out_dir / "encoder.safetensors") as tmp: save_encoder(tmp, run.method.evaluated())
-    save_weights(out_dir / "method.safetensors", run.method, run.about() | {"fingerprint": key, "seed": run.seed})
-    write_lines(out_dir / "log.jsonl", run.log)
-    content = {"name": run.recipe.name, "fingerprint": key, "seed": run.seed, "steps": run.total, "recipe": result_of(run.recipe)}
-    with replacing(out_dir / "recipe.json") as tmp: tmp.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    with replacing(out_dir / "encoder.safetensors") as tmp:
+        save_encoder(tmp, run.method.evaluated())
+    save_weights(out_dir / "method.safetensors", run.method,
+                 run.about() | {"fingerprint": key, "seed": run.seed})
+    write_records(out_dir / "log.jsonl", run.log)
+    content = {"name": run.recipe.name, "fingerprint": key, "seed": run.seed, "steps": run.total,
+               "recipe": result_of(run.recipe)}
+    with replacing(out_dir / "recipe.json") as tmp:
+        tmp.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 def write_times(run: Run, key: str, first: int, seconds: float):
     "How fast this session was, appended to times.jsonl in the scratch folder."
     images = (run.total - first) * run.recipe.batch_size
-    memory = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    append_lines(settings().local / "times.jsonl", [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first, "steps": run.total,
-        "seconds": seconds, "images_per_second": images / seconds, "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
-        "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
+    memory = (torch.cuda.max_memory_allocated() if run.device.type == "cuda"
+              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    append_records(
+        settings().local / "times.jsonl",
+        [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first,
+          "steps": run.total, "seconds": seconds, "images_per_second": images / seconds,
+          "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
+          "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
 
+# %% ../../nbs/training/loop.ipynb #484eaed1
 def stopped(recipe, seed, dataset, out_dir, rolling, init_dir, e: NotFinite) -> TrainingStopped:
     "Rebuild and save the state before the step that failed; returns the error to raise."
     path = rolling.with_name(f"before-step-{e.step}.pt")
@@ -429,5 +533,6 @@ def stopped(recipe, seed, dataset, out_dir, rolling, init_dir, e: NotFinite) -> 
     go(run, e.step)
     if run.main: save_state(path, run.state())
     what = "the norm of the gradient" if e.term == "grad_norm" else f"the loss term '{e.term}'"
-    return TrainingStopped(f"recipe '{recipe.name}', step {e.step}: {what} is {e.value}; the state before this step is in {path}; lower the learning rate, "
+    return TrainingStopped(f"recipe '{recipe.name}', step {e.step}: {what} is {e.value}; "
+                           f"the state before this step is in {path}; lower the learning rate, "
                            "set optimiser.clip, or use precision fp32.")

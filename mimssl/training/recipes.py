@@ -28,20 +28,28 @@ def typed(value, kind, where: str):
     if origin is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         try: return float(value)
         except ValueError: pass
-    if origin is tuple and isinstance(value, (list, tuple)): return tuple(typed(v, float, where) if typing.get_args(kind) else v for v in value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(typed(v, float, where) if typing.get_args(kind) else v for v in value)
     if origin is dict and isinstance(value, dict):
         inner = (typing.get_args(kind) or (str, None))[1]
         return {k: typed(v, inner, f"{where}.{k}") if inner else v for k, v in value.items()}
-    if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool): return value
+    if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
+        return value
     raise BadInput(f"{where} is {value!r}; give a value of type {origin.__name__}.")
 
 def build(cls, given: dict, where: str):
-    "The dataclass `cls` from the dictionary `given`. Raises `BadInput` for an unknown key or a value of another type."
-    if not isinstance(given, dict): raise BadInput(f"{where} is {given!r}; give a mapping of names to values.")
+    """The dataclass `cls` from the dictionary `given`.
+
+    Raises `BadInput` for an unknown key or a value of another type.
+    """
+    if not isinstance(given, dict):
+        raise BadInput(f"{where} is {given!r}; give a mapping of names to values.")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]
     for key in given:
-        if key not in known: raise BadInput(f"{where} has no parameter '{key}'{closest(str(key), known)}; it knows {', '.join(known)}.")
+        if key not in known:
+            raise BadInput(f"{where} has no parameter '{key}'{closest(str(key), known)}; it knows "
+                           f"{', '.join(known)}.")
     return cls(**{key: typed(value, hints[key], f"{where}.{key}") for key, value in given.items()})
 
 # %% ../../nbs/training/recipes.ipynb #0d24292a
@@ -67,41 +75,58 @@ class Optimiser:
     weight_decay_end: float | None = None  # half-cosine from weight_decay to this over the run
     warmup_epochs: float = 0.
     warmup_start: float = 0.           # first rate as a fraction of the peak (Latent MIM: 0.25)
-    warmup_ends: str = "first"         # which ends the ramp's steps hit: 'first' (MAE), 'both' (DINO), 'none' (MAE-CT)
+    # which ends the ramp's steps hit: 'first' (MAE), 'both' (DINO), 'none' (MAE-CT)
+    warmup_ends: str = "first"
     min_lr: float = 0.                 # absolute floor of the cosine
     min_lr_fraction: float = 0.        # floor as a fraction of the peak (Latent MIM: 0.25)
-    stretch: float = 1.                # the cosine ends at stretch * epochs (MOCA: 1.25, so it never reaches the floor)
+    # the cosine ends at stretch * epochs (MOCA: 1.25, so it never reaches the floor)
+    stretch: float = 1.
     clip: float | None = None          # largest global gradient norm
-    clip_per_tensor: float | None = None  # largest norm of each parameter's gradient (DINO, iBOT, MMC)
-    groups: dict[str, Group] = field(default_factory=dict)  # name pattern -> Group; the first that fits counts
+    # largest norm of each parameter's gradient (DINO, iBOT, MMC)
+    clip_per_tensor: float | None = None
+    # name pattern -> Group; the first that fits counts
+    groups: dict[str, Group] = field(default_factory=dict)
 
     def __post_init__(self):
         def need(ok, what):
             if not ok: raise BadInput(f"optimiser: {what}.")
-        need(self.name in ("adamw", "lars", "sgd"), f"name is '{self.name}'; use adamw, lars or sgd")
-        need(self.warmup_ends in ("first", "both", "none"), f"warmup_ends is '{self.warmup_ends}'; use first, both or none")
+        need(self.name in ("adamw", "lars", "sgd"),
+             f"name is '{self.name}'; use adamw, lars or sgd")
+        need(self.warmup_ends in ("first", "both", "none"),
+             f"warmup_ends is '{self.warmup_ends}'; use first, both or none")
         for name in ("base_lr", "lr", "clip", "clip_per_tensor"):
-            need(getattr(self, name) is None or getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
-        for name in ("weight_decay", "warmup_epochs", "min_lr"): need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("warmup_start", "min_lr_fraction", "momentum"): need(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+            need(getattr(self, name) is None or getattr(self, name) > 0,
+                 f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
+        for name in ("weight_decay", "warmup_epochs", "min_lr"):
+            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("warmup_start", "min_lr_fraction", "momentum"):
+            need(0 <= getattr(self, name) <= 1,
+                 f"{name} is {getattr(self, name)}; give a number in [0, 1]")
         need(self.stretch >= 1, f"stretch is {self.stretch}; give 1 or more")
-        need(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; give two numbers in [0, 1)")
-        need(self.clip is None or self.clip_per_tensor is None, "clip and clip_per_tensor exclude each other; set one")
+        need(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+             f"betas are {self.betas}; give two numbers in [0, 1)")
+        need(self.clip is None or self.clip_per_tensor is None,
+             "clip and clip_per_tensor exclude each other; set one")
 
     def group(self, parameter: str) -> Group:
         "The group of a parameter's name."
-        return next((g for pattern, g in self.groups.items() if fnmatchcase(parameter, pattern)), Group())
+        return next((g for pattern, g in self.groups.items() if fnmatchcase(parameter, pattern)),
+                    Group())
 
 # %% ../../nbs/training/recipes.ipynb #e2c3e0d9
 def lr_at(o: Optimiser, peak: float, step: int, steps_per_epoch: int, epochs: float) -> float:
     "Learning rate of optimiser step `step` (from 0)."
     warm, total = o.warmup_epochs * steps_per_epoch, o.stretch * epochs * steps_per_epoch
-    if step >= warm: return cosine(step - warm, total - warm, peak, max(o.min_lr, o.min_lr_fraction * peak))
-    ramp = {"first": step / warm, "both": min(step / max(warm - 1, 1), 1.), "none": (step + 1) / (warm + 1)}[o.warmup_ends]
+    if step >= warm:
+        return cosine(step - warm, total - warm, peak, max(o.min_lr, o.min_lr_fraction * peak))
+    ramp = {"first": step / warm, "both": min(step / max(warm - 1, 1), 1.),
+            "none": (step + 1) / (warm + 1)}[o.warmup_ends]
     return peak * (o.warmup_start + (1 - o.warmup_start) * ramp)
 
 def weight_decay_at(o: Optimiser, step: int, steps_per_epoch: int, epochs: float) -> float:
-    "Weight decay of optimiser step `step`: constant, or a half-cosine to `weight_decay_end` over the run."
+    """Weight decay of optimiser step `step`: constant, or a half-cosine to `weight_decay_end` over
+    the run.
+    """
     if o.weight_decay_end is None: return o.weight_decay
     return cosine(step, epochs * steps_per_epoch, o.weight_decay, o.weight_decay_end)
 
@@ -113,13 +138,17 @@ class Weights:
 
     @cached_property
     def content(self) -> str:
-        "16 hexadecimal digits of its tensors and architecture, read once. Raises `BadInput` for what is no encoder."
+        """16 hexadecimal digits of its tensors and architecture, read once.
+
+        Raises `BadInput` for what is no encoder.
+        """
         return encoder_digest(load(self.source))
 
 # %% ../../nbs/training/recipes.ipynb #fbcc61f4
 PRECISIONS = ("fp32", "bf16", "fp16")
 FORMAT = 1   # raised when the same recipe would train differently
 
+# %% ../../nbs/training/recipes.ipynb #bc95448f
 @dataclass(frozen=True)
 class Recipe:
     "What a training run computes. Raises `BadInput` for a value out of range."
@@ -135,18 +164,27 @@ class Recipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
     precision: str = "fp32"            # 'fp32', 'bf16' or 'fp16'
     compile: bool = False              # torch.compile of the transformer blocks
-    init: "Recipe | Weights | None" = None   # the recipe whose final state, or the encoder whose weights, initialise this run
+    # the recipe whose final state, or the encoder whose weights, initialise this run
+    init: "Recipe | Weights | None" = None
     save_every: int = 1                # epochs between rolling checkpoints; changes no result
 
     def __post_init__(self):
         def need(ok, what):
             if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
-        need(self.method in METHODS, f"there is no method '{self.method}'{closest(self.method, METHODS)}; known are {', '.join(METHODS)}")
-        for name in ("epochs", "batch_size", "accumulate", "save_every"): need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
-        need(self.precision in PRECISIONS, f"precision is '{self.precision}'; use {', '.join(PRECISIONS)}")
-        need(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} cannot be split into {self.accumulate} micro-batches; change accumulate")
+        need(self.method in METHODS,
+             f"there is no method '{self.method}'{closest(self.method, METHODS)}; known are "
+             f"{', '.join(METHODS)}")
+        for name in ("epochs", "batch_size", "accumulate", "save_every"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+        need(self.precision in PRECISIONS,
+             f"precision is '{self.precision}'; use {', '.join(PRECISIONS)}")
+        need(self.batch_size % self.accumulate == 0,
+             f"batch_size {self.batch_size} cannot be split into {self.accumulate} micro-batches; "
+             f"change accumulate")
         longest = self.epochs * self.optimiser.stretch
-        need(self.optimiser.warmup_epochs <= longest, f"warmup_epochs {self.optimiser.warmup_epochs:g} is longer than the run of {self.epochs} epochs; lower it")
+        need(self.optimiser.warmup_epochs <= longest,
+             f"warmup_epochs {self.optimiser.warmup_epochs:g} is longer than the run of "
+             f"{self.epochs} epochs; lower it")
 
     @property
     def peak_lr(self) -> float:
@@ -155,16 +193,23 @@ class Recipe:
         return o.base_lr * self.batch_size * o.views_per_image / 256 if o.lr is None else o.lr
 
     def steps_per_epoch(self, images: int, processes: int = 1) -> int:
-        "Whole batches in `images`. Raises `BadInput` when there is none, or when the batch cannot be shared out."
+        """Whole batches in `images`.
+
+        Raises `BadInput` when there is none, or when the batch cannot be shared out.
+        """
         if self.batch_size > images:
-            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} is larger than the data set '{self.dataset}' of {images} images; lower it.")
+            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} is larger than the "
+                           f"data set '{self.dataset}' of {images} images; lower it.")
         if self.batch_size % (self.accumulate * processes):
-            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} cannot be shared by {processes} processes x {self.accumulate} micro-batches; change one of them.")
+            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} cannot be shared "
+                           f"by {processes} processes x {self.accumulate} micro-batches; change "
+                           f"one of them.")
         return images // self.batch_size
 
     def fingerprint(self, data_fingerprint: str, seed: int) -> str:
         "12 hexadecimal digits that change with anything that changes the trained weights."
-        return hashlib.sha256(canonical(FORMAT, result_of(self), data_fingerprint, seed).encode()).hexdigest()[:12]
+        return hashlib.sha256(canonical(FORMAT, result_of(self), data_fingerprint,
+                                        seed).encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/recipes.ipynb #0892c26c
 def canonical(*values) -> str:
@@ -172,51 +217,78 @@ def canonical(*values) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 def options_class(method: str):
-    "The frozen dataclass of a method's options (`MAEOptions` of `MAE`), None if its module has none."
+    """The frozen dataclass of a method's options (`MAEOptions` of `MAE`), None if its module has
+    none.
+    """
     module, cls = METHODS[method].split(":")
     return getattr(importlib.import_module(module), cls + "Options", None)
 
 def resolve(recipe: Recipe) -> Recipe:
-    "The recipe with its method's default options written out. Raises `BadInput` for an unknown option."
+    """The recipe with its method's default options written out.
+
+    Raises `BadInput` for an unknown option.
+    """
     cls = options_class(recipe.method)
-    options = asdict(build(cls, recipe.options, f"method '{recipe.method}'")) if cls else recipe.options
-    return replace(recipe, options=options, init=resolve(recipe.init) if isinstance(recipe.init, Recipe) else recipe.init)
+    options = (asdict(build(cls, recipe.options, f"method '{recipe.method}'")) if cls
+               else recipe.options)
+    return replace(recipe, options=options,
+                   init=resolve(recipe.init) if isinstance(recipe.init, Recipe) else recipe.init)
 
 def result_of(recipe: Recipe) -> dict:
     "Everything of the resolved recipe that changes the trained weights, as JSON types."
     d = json.loads(canonical(asdict(resolve(recipe))))[0]
-    init = {"content": recipe.init.content} if isinstance(recipe.init, Weights) else recipe.init and result_of(recipe.init)
+    init = ({"content": recipe.init.content} if isinstance(recipe.init, Weights) else recipe.init
+            and result_of(recipe.init))
     return {k: v for k, v in d.items() if k not in ("name", "save_every")} | {"init": init}
 
 # %% ../../nbs/training/recipes.ipynb #f5effb0a
 def read_init(params: dict, name: str, init) -> Recipe | Weights:
-    "What the recipe `name` starts from. Raises `BadInput` for what is neither a recipe nor an encoder; the encoder is not read yet."
+    """What the recipe `name` starts from.
+
+    Raises `BadInput` for what is neither a recipe nor an encoder; the encoder is not read yet.
+    """
     recipes = params.get("recipes", {})
-    if not isinstance(init, str): raise BadInput(f"recipe '{name}': init is {init!r}; give the name of a recipe or of an encoder.")
+    if not isinstance(init, str):
+        raise BadInput(f"recipe '{name}': init is {init!r}; give the name of a recipe or of an "
+                       f"encoder.")
     if init in recipes: return read_recipe(params, init)
     if kind_of(init) is None:
-        raise BadInput(f"recipe '{name}': init is '{init}', which is neither a recipe{closest(init, [*recipes, *RELEASES])}, nor a file, a release or a timm model; name one of them.")
+        raise BadInput(f"recipe '{name}': init is '{init}', which is neither a "
+                       f"recipe{closest(init, [*recipes, *RELEASES])}, nor a file, a release or a "
+                       f"timm model; name one of them.")
     return Weights(init)
 
+# %% ../../nbs/training/recipes.ipynb #551d76e8
 def read_recipe(
     params: dict,               # content of params.yaml; its entry `recipes` maps names to recipes
     name: str,                  # the recipe to read
-    changes: dict | None = None,# dotted name -> value that replaces the file's, as {'optimiser.base_lr': 1e-3}
+    # dotted name -> value that replaces the file's, as {'optimiser.base_lr': 1e-3}
+    changes: dict | None = None,
 ) -> Recipe:
-    "The recipe `name` with its method's options checked and completed. Raises `BadInput` with the name of what is wrong."
+    """The recipe `name` with its method's options checked and completed.
+
+    Raises `BadInput` with the name of what is wrong.
+    """
     recipes = params.get("recipes", {})
-    if name not in recipes: raise BadInput(f"there is no recipe '{name}'{closest(name, recipes)}; params.yaml has {', '.join(recipes) or 'none'}.")
+    if name not in recipes:
+        raise BadInput(f"there is no recipe '{name}'{closest(name, recipes)}; params.yaml has "
+                       f"{', '.join(recipes) or 'none'}.")
     given = json.loads(json.dumps(recipes[name]))
     for key, value in (changes or {}).items():
         *path, last = key.split(".")
         at = given
         for part in path:
             at = at.setdefault(part, {})
-            if not isinstance(at, dict): raise BadInput(f"recipe '{name}' has no parameter '{key}': '{part}' is a single value.")
+            if not isinstance(at, dict):
+                raise BadInput(f"recipe '{name}' has no parameter '{key}': '{part}' is a single "
+                               f"value.")
         at[last] = value
-    if "name" in given: raise BadInput(f"recipe '{name}' has an entry 'name'; remove it, the recipe's key is its name.")
+    if "name" in given:
+        raise BadInput(f"recipe '{name}' has an entry 'name'; remove it, the recipe's key is its "
+                       f"name.")
     init = given.pop("init", None)
-    if init == name: raise BadInput(f"recipe '{name}' is initialised by itself; name another recipe in init.")
+    if init == name:
+        raise BadInput(f"recipe '{name}' is initialised by itself; name another recipe in init.")
     if init is not None: init = read_init(params, name, init)
     recipe = build(Recipe, {"name": name, **given}, f"recipe '{name}'")
     return resolve(replace(recipe, init=init))

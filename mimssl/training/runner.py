@@ -7,26 +7,37 @@ __all__ = ['TEXT_BARS', 'parameters_of', 'checked', 'normalise', 'provenance', '
            'main']
 
 # %% ../../nbs/training/runner.ipynb #b8f1dfb1
-import argparse, ast, difflib, importlib.metadata, importlib.util, json, os, platform, re, subprocess, sys, time
+import argparse, ast, difflib, importlib.metadata, importlib.util, json, os, platform, re
+import subprocess, sys, time
 from pathlib import Path
 import yaml
 from ..data.settings import BadInput, pick_device, settings
 
 # %% ../../nbs/training/runner.ipynb #7c167c1d
 def parameters_of(nb, name: str = "notebook") -> dict:
-    "Name -> default of the parameters of `nb`. Raises `BadInput` unless exactly one code cell is tagged `parameters`."
-    tagged = [c for c in nb.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+    """Name -> default of the parameters of `nb`.
+
+    Raises `BadInput` unless exactly one code cell is tagged `parameters`.
+    """
+    tagged = [c for c in nb.cells if c.cell_type == "code"
+              and "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise BadInput(f"{name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one, or its parameters would be ignored.")
+        raise BadInput(f"{name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one, or "
+                       f"its parameters would be ignored.")
     found = {}
     for node in ast.parse(tagged[0].source).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        target = (node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                  if isinstance(node, ast.Assign) else None)
         if isinstance(target, ast.Name): found[target.id] = ast.literal_eval(node.value)
     return found
 
 # %% ../../nbs/training/runner.ipynb #f007a811
 def checked(given: dict, known: dict, name: str = "notebook") -> dict:
-    "`given` as typed values. Raises `BadInput` for a name that the notebook lacks or a value of another type than its default."
+    """`given` as typed values.
+
+    Raises `BadInput` for a name that the notebook lacks or a value of another type than its
+    default.
+    """
     values = {}
     for key, text in given.items():
         if key not in known:
@@ -39,7 +50,8 @@ def checked(given: dict, known: dict, name: str = "notebook") -> dict:
             try: value = float(value)
             except (TypeError, ValueError): pass
         if default is not None and type(value) is not type(default):
-            raise BadInput(f"{name}: parameter '{key}' is {value!r}; give a {type(default).__name__}, like {default!r}.")
+            raise BadInput(f"{name}: parameter '{key}' is {value!r}; give a "
+                           f"{type(default).__name__}, like {default!r}.")
         values[key] = value
     return values
 
@@ -54,15 +66,19 @@ def _outputs(cell) -> list:
         else: kept.append(out)
     for out in kept:
         if out.output_type == "stream": out.text = re.sub(r"0x[0-9a-f]{6,}", "0x…", out.text)
-        elif "text/plain" in out.get("data", {}): out.data["text/plain"] = re.sub(r"0x[0-9a-f]{6,}", "0x…", out.data["text/plain"])
+        elif "text/plain" in out.get("data", {}):
+            out.data["text/plain"] = re.sub(r"0x[0-9a-f]{6,}", "0x…", out.data["text/plain"])
         if "metadata" in out: out.metadata = {}
     return kept
 
 # %% ../../nbs/training/runner.ipynb #796f3478
 def normalise(nb):
-    "The executed notebook `nb` without anything that differs between two equal runs; changes and returns it."
-    nb.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                   "language_info": {"name": "python", "file_extension": ".py"}}
+    """The executed notebook `nb` without anything that differs between two equal runs; changes and
+    returns it.
+    """
+    nb.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "file_extension": ".py"}}
     nb.nbformat, nb.nbformat_minor = 4, 5
     for i, cell in enumerate(nb.cells):
         cell.id = f"cell-{i:02d}"
@@ -74,15 +90,26 @@ def normalise(nb):
 def provenance(parameters: dict, seconds: float) -> dict:
     "What ran and where: commit, changed files, parameters, versions, device, seconds."
     def git(*args):
-        try: return subprocess.run(["git", *args], capture_output=True, text=True, check=True, cwd=settings().root).stdout.rstrip()
+        try:
+            return subprocess.run(["git", *args], capture_output=True, text=True, check=True,
+                                  cwd=settings().root).stdout.rstrip()
         except (OSError, subprocess.CalledProcessError): return ""
     def version(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None
-    names = ("mimssl", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn", "papermill", "dvc")
-    return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "--", "mimssl", "nbs", "params.yaml").splitlines(),
-            "parameters": parameters, "device": str(pick_device(settings().device)) if importlib.util.find_spec("torch") else "cpu", "cores": os.cpu_count(), "machine": platform.machine(),
-            "python": platform.python_version(), "versions": {n: version(n) for n in names}, "seconds": round(seconds, 1)}
+    names = ("mimssl", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow",
+             "scikit-learn", "papermill", "dvc")
+    return {"commit": git("rev-parse", "HEAD"),
+            "changed": git("status", "--porcelain", "--", "mimssl", "nbs",
+                           "params.yaml").splitlines(),
+            "parameters": parameters,
+            "device": str(pick_device(settings().device))
+            if importlib.util.find_spec("torch") else "cpu",
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "versions": {n: version(n) for n in names},
+            "seconds": round(seconds, 1)}
 
 # %% ../../nbs/training/runner.ipynb #7a65fbe1
 def _write(path: Path, text: str) -> Path:
@@ -97,34 +124,49 @@ def _write(path: Path, text: str) -> Path:
 def scratch(target: Path, folder: str, suffix: str) -> Path:
     "The place in the scratch folder `folder` that belongs to the result `target`."
     here, target = settings(), Path(target).resolve()
-    inside = target.relative_to(here.outputs) if target.is_relative_to(here.outputs) else Path(target.name)
+    inside = (target.relative_to(here.outputs) if target.is_relative_to(here.outputs)
+              else Path(target.name))
     return (here.local / folder / inside).with_suffix(suffix)
 
 # %% ../../nbs/training/runner.ipynb #91e7b19f
-TEXT_BARS = "import sys, warnings; sys.modules['ipywidgets'] = None; warnings.filterwarnings('ignore', 'IProgress')"   # tqdm.auto then draws text
+TEXT_BARS = ("import sys, warnings; sys.modules['ipywidgets'] = None; "
+             "warnings.filterwarnings('ignore', 'IProgress')")  # tqdm.auto then draws text
 
 class NotebookFailed(RuntimeError):
     "A cell of a notebook raised; the message is its error in one sentence."
 
 def _execute(nb, values: dict, running: Path):
-    "The executed `nb`; its streams go to ours. Raises `NotebookFailed`; the notebook with the traceback is then at `running`."
+    """The executed `nb`; its streams go to ours.
+
+    Raises `NotebookFailed`; the notebook with the traceback is then at `running`.
+    """
     import papermill
     running.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1",                                        # else the kernel warns about its debugger
-             "TQDM_MININTERVAL": "0.5" if sys.stderr.isatty() else "15"}                   # seconds between two states of a bar
+    quiet = {
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel warns about its debugger
+        # seconds between two states of a bar
+        "TQDM_MININTERVAL": "0.5" if sys.stderr.isatty() else "15",
+    }
     for name, value in quiet.items(): os.environ.setdefault(name, value)
     try:
-        return papermill.execute_notebook(nb, running, values, kernel_name="python3", language="python", progress_bar=False,
-                                          stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={TEXT_BARS}"])
+        return papermill.execute_notebook(
+            nb, running, values, kernel_name="python3", language="python", progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={TEXT_BARS}"])
     except papermill.PapermillExecutionError as e:
-        raise NotebookFailed(e.evalue if e.ename == "BadInput" else f"{e.ename}: {e.evalue}") from None
+        raise NotebookFailed(e.evalue if e.ename == "BadInput"
+                             else f"{e.ename}: {e.evalue}") from None
 
 # %% ../../nbs/training/runner.ipynb #539b4016
 def run_notebook(source, target, given: dict | None = None) -> Path:
-    "Run the notebook `source` with the parameters `given` into `target`, normalised. Raises `BadInput` or `NotebookFailed`."
+    """Run the notebook `source` with the parameters `given` into `target`, normalised.
+
+    Raises `BadInput` or `NotebookFailed`.
+    """
     try: import nbformat, papermill
     except ModuleNotFoundError as e:
-        raise BadInput(f"{e.name} is not installed for {sys.executable}; activate the environment (source .venv/bin/activate), or use make.") from None
+        raise BadInput(f"{e.name} is not installed for {sys.executable}; activate the environment "
+                       f"(source .venv/bin/activate), or use make.") from None
     source, target = Path(source), Path(target)
     if not source.is_file(): raise BadInput(f"{source}: no such notebook.")
     nb = nbformat.read(source, as_version=4)
@@ -132,23 +174,27 @@ def run_notebook(source, target, given: dict | None = None) -> Path:
     target.unlink(missing_ok=True)          # a stale result must not pass for this one
     running, start = scratch(target, "running", ".ipynb"), time.perf_counter()
     done = normalise(_execute(nb, values, running))
-    _write(scratch(target, "provenance", ".json"), json.dumps(provenance(values, time.perf_counter() - start), indent=1) + "\n")
+    _write(scratch(target, "provenance", ".json"),
+           json.dumps(provenance(values, time.perf_counter() - start), indent=1) + "\n")
     running.unlink(missing_ok=True)
     return _write(target, nbformat.writes(done) + "\n")
 
 # %% ../../nbs/training/runner.ipynb #e7c54705
 def main(argv: list[str] | None = None) -> int:
     "Run a notebook from the command line; returns the exit code."
-    cli = argparse.ArgumentParser(prog="python -m mimssl.training.runner", description="Run one pipeline notebook with parameters.")
+    cli = argparse.ArgumentParser(prog="python -m mimssl.training.runner",
+                                  description="Run one pipeline notebook with parameters.")
     cli.add_argument("source", help="the notebook, with one cell tagged 'parameters'")
     cli.add_argument("target", help="where the executed notebook goes")
-    cli.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; VALUE is read as YAML")
+    cli.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a parameter; VALUE is read as YAML")
     args = cli.parse_args(argv)
     try: path = run_notebook(args.source, args.target, dict(args.p))
     except BadInput as e: print(f"error: {e}", file=sys.stderr)
     except NotebookFailed as e:
         running = os.path.relpath(scratch(args.target, "running", ".ipynb"))
-        print(f"error: {e}\n  in {args.source}; the whole traceback is in {running}", file=sys.stderr)
+        print(f"error: {e}\n  in {args.source}; the whole traceback is in {running}",
+              file=sys.stderr)
     else:
         print(f"{os.path.relpath(path)}: done")
         return 0

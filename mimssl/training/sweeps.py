@@ -9,7 +9,7 @@ __all__ = ['Sweep', 'dotted', 'read_sweep', 'sweep_runs', 'train_sweep']
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..data.lines import read_lines, write_lines
+from ..data.records import read_records, write_records
 from ..data.settings import BadInput
 from ..methods.method import closest
 from .loop import train
@@ -18,50 +18,75 @@ from .recipes import Recipe, build, read_recipe
 # %% ../../nbs/training/sweeps.ipynb #32052c7b
 @dataclass(frozen=True)
 class Sweep:
-    "Variants of one recipe. Raises `BadInput` for labels that are missing, doubled or no file names."
-    recipe: str                                      # a name under `recipes`
-    variants: tuple                                  # {label: ..., and what it changes in the recipe}
-    shared: dict = field(default_factory=dict)       # what every variant changes
-    claim: str = ""                                  # the claim it decides
-    title: str = ""                                  # of its figure
+    """Variants of one recipe.
+
+    Raises `BadInput` for labels that are missing, doubled or no file names.
+    """
+    recipe: str                                 # a name under `recipes`
+    variants: tuple                             # {label: ..., and what it changes in the recipe}
+    shared: dict = field(default_factory=dict)  # what every variant changes
+    claim: str = ""                             # the claim it decides
+    title: str = ""                             # of its figure
     seeds: tuple = (0,)
-    suite: dict = field(default_factory=dict)        # evaluations with their options; empty: the study's
+    suite: dict = field(default_factory=dict)   # evaluations with their options; empty: the study's
 
     def __post_init__(self):
-        if not self.variants: raise BadInput(f"a sweep of '{self.recipe}' has no variants; list some.")
+        if not self.variants:
+            raise BadInput(f"a sweep of '{self.recipe}' has no variants; list some.")
         labels = [v.get("label") if isinstance(v, dict) else None for v in self.variants]
         for label in labels:
             if not isinstance(label, str) or not re.fullmatch(r"[\w.+-]+", label):
-                raise BadInput(f"a variant in the sweep of '{self.recipe}' has the label {label!r}; give each a quoted name of letters, digits, dots, + and -.")
-        if len(set(labels)) < len(labels): raise BadInput(f"the sweep of '{self.recipe}' has a label twice; the labels are {', '.join(labels)}.")
+                raise BadInput(f"a variant in the sweep of '{self.recipe}' has the label "
+                               f"{label!r}; give each a quoted name of letters, digits, dots, + "
+                               f"and -.")
+        if len(set(labels)) < len(labels):
+            raise BadInput(f"the sweep of '{self.recipe}' has a label twice; the labels are "
+                           f"{', '.join(labels)}.")
 
 def dotted(changes: dict, above: str = "") -> dict:
     "{'options': {'target': 'joint'}} -> {'options.target': 'joint'}."
     found = {}
     for key, value in changes.items():
-        found |= dotted(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        found |= (dotted(value, f"{above}{key}.") if isinstance(value, dict)
+                  else {f"{above}{key}": value})
     return found
 
 # %% ../../nbs/training/sweeps.ipynb #4dbd7bef
 def read_sweep(params: dict, name: str) -> Sweep:
-    "The sweep `name` of the content of params.yaml. Raises `BadInput` for an unknown name or parameter."
+    """The sweep `name` of the content of params.yaml.
+
+    Raises `BadInput` for an unknown name or parameter.
+    """
     sweeps = params.get("sweeps") or {}
-    if name not in sweeps: raise BadInput(f"there is no sweep '{name}'{closest(name, sweeps)}; params.yaml has {', '.join(sweeps) or 'none'}.")
+    if name not in sweeps:
+        raise BadInput(f"there is no sweep '{name}'{closest(name, sweeps)}; params.yaml has "
+                       f"{', '.join(sweeps) or 'none'}.")
     return build(Sweep, sweeps[name], f"sweep '{name}'")
 
 def sweep_runs(params: dict, name: str) -> dict[str, tuple[Recipe, int]]:
-    "Run -> its recipe and seed. Raises `BadInput` for a variant that changes what the recipe does not have."
+    """Run -> its recipe and seed.
+
+    Raises `BadInput` for a variant that changes what the recipe does not have.
+    """
     sweep = read_sweep(params, name)
     def recipe(variant):
         changes = dotted(sweep.shared) | dotted({k: v for k, v in variant.items() if k != "label"})
-        return replace(read_recipe(params, sweep.recipe, changes), name=f"{sweep.recipe}, {variant['label']}")
+        return replace(read_recipe(params, sweep.recipe, changes),
+                       name=f"{sweep.recipe}, {variant['label']}")
     recipes = {variant["label"]: recipe(variant) for variant in sweep.variants}
-    return {f"{label}-s{seed}": (recipe, int(seed)) for label, recipe in recipes.items() for seed in sweep.seeds}
+    return {f"{label}-s{seed}": (recipe, int(seed)) for label, recipe in recipes.items()
+            for seed in sweep.seeds}
 
 # %% ../../nbs/training/sweeps.ipynb #e961a613
 def train_sweep(params: dict, name: str, folder, progress: bool = True) -> list[str]:
-    "Train all runs of a sweep into folder/runs and write folder/curves.jsonl; returns the runs. Runs that are there already are kept."
+    """Train all runs of a sweep into folder/runs and write folder/curves.jsonl; returns the runs.
+
+    Runs that are there already are kept.
+    """
     runs, folder = sweep_runs(params, name), Path(folder)
     for run, (recipe, seed) in runs.items(): train(recipe, seed, folder / "runs" / run, progress)
-    write_lines(folder / "curves.jsonl", [{"run": run} | line for run in runs for line in read_lines(folder / "runs" / run / "log.jsonl") if line["kind"] == "epoch"])
+    write_records(folder / "curves.jsonl",
+                  [{"run": run} | record for run in runs
+                   for record in read_records(folder / "runs" / run / "log.jsonl")
+                   if record["kind"] == "epoch"])
     return list(runs)
