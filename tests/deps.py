@@ -54,8 +54,8 @@ def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
 
 def method_file(recipe: str) -> Path:
     "The file of a recipe's method, which is imported by name."
-    from mimssl.methods.method import METHODS
-    return module_file(METHODS[PARAMS["recipes"][recipe]["method"]].split(":")[0])
+    from mimssl.methods.method import TRAINED
+    return module_file(TRAINED[PARAMS["recipes"][recipe]["method"]].split(":")[0])
 
 
 def recipes_of(stage: str) -> list[str]:

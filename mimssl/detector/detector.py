@@ -8,7 +8,7 @@ __all__ = ['DetectorOptions', 'plain_vit', 'Vocabulary', 'Detector', 'vocabulary
 
 # %% ../../nbs/detector/detector.ipynb #9d09698c
 import copy, torch
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from timm.models import VisionTransformer
@@ -34,7 +34,12 @@ class DetectorOptions:
     "Options of `Detector`. Raises `BadInput` for a value out of range."
     size: int = 1024                 # side of the input, pixels
     windows: int = 4                 # windows of attention along a side
-    text: dict = field(default_factory=dict)   # of the text tower: the fields of `TextConfig`, as in the run it starts from
+    text_width: int = 512            # of the text tower, as in the run it starts from
+    text_depth: int = 12
+    text_heads: int = 8
+    context: int = 64
+    text_pool: str = "mean"
+    text_causal: bool = False
     templates: str = "clip80"        # sentences around a class name: plain, one, few, clip7, clip80 or a file
     background: str = "background"   # the phrase of what is no class
     channels: int = 256              # of pyramid and heads
@@ -84,7 +89,8 @@ class Detector(Method):
         p, D = encoder.patch_size, encoder.embed_dim
         if o.size % p or (o.size // p) % o.windows or p % 4:
             raise BadInput(f"size {o.size} must divide into patches of {p}, these into {o.windows} windows a side, and a patch into 4; choose another size or windows.")
-        self.model = ImageText(plain_vit(encoder), TextTower(TextConfig(**o.text), D)).requires_grad_(False)   # frozen
+        text = TextConfig(o.text_width, o.text_depth, o.text_heads, o.context, o.text_pool, o.text_causal)
+        self.model = ImageText(plain_vit(encoder), TextTower(text, D)).requires_grad_(False)   # frozen
         self.encoder = copy.deepcopy(self.model.encoder).requires_grad_(True)
         self.pyramid, self.proposals = Pyramid(D, o.channels), ProposalHead(o.channels)
         self.box_head, self.mask_head = BoxHead(o.channels, D, o.hidden, o.convs), MaskHead(o.channels, o.convs)
@@ -93,6 +99,8 @@ class Detector(Method):
 
     def no_decay(self, name, p): return p.ndim <= 1 or name.startswith("encoder.")
     def lr_scale(self, name): return self.o.backbone_lr if name.startswith("encoder.") else 1.
+
+    def views(self): return {}                                                           # `items` are read instead
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -120,7 +128,7 @@ class Detector(Method):
         "What a run's files must say besides weights: the classes it was taught."
         return {"base": list(self.base), "options": asdict(self.o)}
 
-    def start_from(self, folder):
+    def start_from(self, folder) -> bool:
         "Take the image-text model of the run in `folder`, frozen, and its ViT as the start of the backbone. Raises `BadInput` where there is none, or one of another architecture."
         path = Path(folder) / "image_text.safetensors"
         if not path.is_file(): raise BadInput(f"{folder}: holds no text tower (image_text.safetensors), which a detector needs; start from a run of cfm_vit.")
@@ -128,10 +136,11 @@ class Detector(Method):
         differ = [f"{what}: {a} instead of {b}" for what, a, b in (("its ViT", architecture(found.encoder), architecture(self.encoder)),
                   ("its text tower", asdict(found.text.cfg), asdict(self.model.text.cfg))) if a != b]
         if differ or not isinstance(found.projection, nn.Identity):
-            raise BadInput(f"{path}: does not fit the recipe's encoder and options.text ({'; '.join(differ) or 'it has a projection'}); make them those of the run it starts from.")
+            raise BadInput(f"{path}: does not fit the recipe's encoder and text options ({'; '.join(differ) or 'it has a projection'}); make them those of the run it starts from.")
         self.model.load_state_dict(found.state_dict())
         self.encoder.load_state_dict(found.encoder.state_dict())
         self._known = None
+        return True
 
 # %% ../../nbs/detector/detector.ipynb #0ce4e95e
 @torch.no_grad()

@@ -129,11 +129,13 @@ class Requested(Dataset):
         return self.views[request[1]]
 
 def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: int,
-            device: torch.device):
-    "This process's micro-batches, their tensors on `device`."
+            device: torch.device, items=None):
+    """This process's micro-batches, their tensors on `device`; `items` are read in place of the
+    `views` of `dataset`, where a method has its own.
+    """
     order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
     cuda = device.type == "cuda"
-    loader = DataLoader(Requested(dataset, views, seed), batch_sampler=order,
+    loader = DataLoader(items or Requested(dataset, views, seed), batch_sampler=order,
                         num_workers=settings().workers, collate_fn=collate_views, pin_memory=cuda,
                         generator=torch.Generator())
     for batch in loader:
@@ -248,7 +250,7 @@ class Run:
         with seeded(seed, "weights"):
             self.method = make_method(recipe.method, recipe.encoder, recipe.options)
         check_batch_norm(self.method, recipe)
-        self.views = self.method.views()
+        self.views, self.items = self.method.views(), self.method.items(dataset, seed)
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
         self.step, self.log, self.sums, self.waited = 0, [], {}, 0.
@@ -269,7 +271,8 @@ class Run:
 
     def about(self) -> dict:
         "What this run's files hold."
-        return {"method": self.recipe.method, "encoder": asdict(self.recipe.encoder)}
+        return {"method": self.recipe.method, "encoder": asdict(self.recipe.encoder)} | (
+            self.method.facts())
 
     def state(self) -> dict:
         "Everything that the next step depends on, and the log."
@@ -380,6 +383,7 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
                                                     run.seed):
         raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; "
                        f"{how}.")
+    if run.method.start_from(path.parent): return
     if about["method"] != run.recipe.method:
         # another method's decoder or teacher is none of ours
         tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}
@@ -441,7 +445,8 @@ def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path,
 def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 120.,
        progress: bool = False):
     "Advance to step `stop`, saving to `rolling` every `save_every` epochs and `save_seconds`."
-    stream = batches(run.dataset, run.views, run.recipe, run.seed, run.step, stop, run.device)
+    stream = batches(run.dataset, run.views, run.recipe, run.seed, run.step, stop, run.device,
+                     run.items)
     bar = Progress(run.recipe.name, run.step, run.total, run.recipe.batch_size,
                    progress and run.main)
     saved, each = time.monotonic(), run.recipe.save_every * run.per_epoch

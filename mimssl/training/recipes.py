@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from ..data.settings import BadInput
-from ..methods.method import METHODS, closest
+from ..methods.method import TRAINED, closest
 from ..parts.encoder import EncoderConfig
 from ..parts.formats import RELEASES, encoder_digest, kind_of, load
 from ..parts.schedules import cosine
@@ -153,7 +153,7 @@ FORMAT = 1   # raised when the same recipe would train differently
 class Recipe:
     "What a training run computes. Raises `BadInput` for a value out of range."
     name: str                          # its name in params.yaml
-    method: str                        # a name in METHODS
+    method: str                        # a name in TRAINED
     dataset: str = "scenes"            # a name in the catalogue of data sets
     split: str = "train"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -171,9 +171,9 @@ class Recipe:
     def __post_init__(self):
         def need(ok, what):
             if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
-        need(self.method in METHODS,
-             f"there is no method '{self.method}'{closest(self.method, METHODS)}; known are "
-             f"{', '.join(METHODS)}")
+        need(self.method in TRAINED,
+             f"there is no method '{self.method}'{closest(self.method, TRAINED)}; known are "
+             f"{', '.join(TRAINED)}")
         for name in ("epochs", "batch_size", "accumulate", "save_every"):
             need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
         need(self.precision in PRECISIONS,
@@ -220,7 +220,7 @@ def options_class(method: str):
     """The frozen dataclass of a method's options (`MAEOptions` of `MAE`), None if its module has
     none.
     """
-    module, cls = METHODS[method].split(":")
+    module, cls = TRAINED[method].split(":")
     return getattr(importlib.import_module(module), cls + "Options", None)
 
 def resolve(recipe: Recipe) -> Recipe:
