@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHOWN', 'OF_KIND', 'Parser', 'assignments', 'make_parser', 'data', 'read_params', 'pretrain', 'bench',
            'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell',
-           'rows', 'written', 'explore', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
-           'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'first_process',
-           'main']
+           'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit',
+           'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen',
+           'first_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, json, os, shutil, sys
@@ -159,6 +159,17 @@ def make_parser() -> Parser:
     c.add_argument("--compile", action="store_true", help="compile the transformer blocks")
     c.add_argument("--out", metavar="FILE",
                    help="records go here (default: outputs/local/speed.jsonl)")
+    c = command("detect", "find and outline what a list of names says, in a photo")
+    c.add_argument("--model", required=True, metavar="RUN", help="the folder of a detector's run")
+    c.add_argument("--image", required=True, metavar="FILE", help="a photo")
+    c.add_argument("--classes", required=True, metavar="NAMES",
+                   help='as "striped star, dotted ring", or a .txt file with one a line')
+    c.add_argument("--threshold", type=float, default=.1,
+                   help="lowest score (default: %(default)s)")
+    c.add_argument("--keep", type=int, default=100, metavar="N",
+                   help="boxes at most (default: %(default)s)")
+    c.add_argument("--out", metavar="NAME", default="detected",
+                   help="writes NAME.png and NAME.json, in COCO's format (default: %(default)s)")
     c = command("explore",
                 "write a page on which a click on a patch shows what encoders find similar")
     c.add_argument("--models", required=True, nargs="+", metavar="MODEL",
@@ -244,8 +255,9 @@ def provenance_of(model: str) -> dict:
     """Run, method, seed and fingerprint of the run that wrote the encoder file `model`; empty for
     other models.
     """
-    record = Path(model).parent / "recipe.json"
-    if Path(model).name != "encoder.safetensors" or not record.is_file(): return {}
+    record = (Path(model) if Path(model).is_dir() else Path(model).parent) / "recipe.json"
+    written = Path(model).is_dir() or Path(model).name == "encoder.safetensors"
+    if not written or not record.is_file(): return {}
     try: found = json.loads(record.read_text())
     except ValueError: found = {}
     try:
@@ -296,7 +308,9 @@ def evaluate(args):
                   device=args.device or settings().device, outcomes=args.outcomes,
                   memory=args.memory, options=nested(assignments(args.set)),
                   features=assignments(args.features))
-    tell(suite.evaluate(args.model, **shared, **provenance_of(args.model)), args.out)
+    found = provenance_of(args.model)
+    model = detector_of(args.model) if found.get("method") == "detector" else args.model
+    tell(suite.evaluate(model, **shared, **found), args.out)
     if args.baselines: tell(suite.baselines(vit=suite.load_model(args.model), **shared), args.out)
 
 # %% ../nbs/cli.ipynb #d96358b3
@@ -357,6 +371,29 @@ def explore(args):
     path = export_html(images, args.models, args.out, size=args.size,
                        device=args.device or settings().device)
     print(f"open {path} in a browser")
+
+# %% ../nbs/cli.ipynb #e0838b31
+def detector_of(run: str):
+    "The detector in the folder of a run. Raises `BadInput` for what holds none."
+    from mimssl.detector.photos import load_detector
+    return load_detector(run)
+
+def detect(args):
+    "Find what a list of names says in a photo; writes a picture and COCO's JSON."
+    from mimssl.data.vocabulary import parse_classes
+    from mimssl.detector.photos import detect_file
+    if args.keep < 1: raise BadInput(f"--keep is {args.keep}; keep 1 box or more.")
+    if not 0 <= args.threshold <= 1:
+        raise BadInput(f"--threshold is {args.threshold}; give a score from 0 to 1.")
+    names = parse_classes(args.classes)
+    make_folder(Path(args.out).parent, "the folder of --out")
+    png, js, records = detect_file(args.model, args.image, names, args.out, args.threshold,
+                                   args.keep, args.device or settings().device)
+    for r in records[:20]:
+        x, y, w, h = r["bbox"]
+        print(f"{names[r['category_id'] - 1]:<24} {r['score']:.3f}  {w:.0f}x{h:.0f} pixels at "
+              f"({x:.0f}, {y:.0f})")
+    print(f"{len(records)} found above {args.threshold:g}: {png} and {js}")
 
 # %% ../nbs/cli.ipynb #695d797b
 OF_KIND = dict(iou=("coco", "ovd", "lvis"), novel=("ovd",), base=("ovd",), per_image=("lvis",),
@@ -548,7 +585,8 @@ def main(argv: list[str] | None = None) -> int:
             if getattr(args, name, None):
                 os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))
         {"data": data, "pretrain": pretrain, "evaluate": evaluate, "compare": compare,
-         "report": report, "score": score, "bench": bench, "explore": explore}[args.command](args)
+         "report": report, "score": score, "bench": bench, "explore": explore,
+         "detect": detect}[args.command](args)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:

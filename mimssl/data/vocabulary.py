@@ -12,39 +12,71 @@ from .settings import BadInput
 
 # %% ../../nbs/data/vocabulary.ipynb #189871b1
 COCO_NOVEL = [
-    *"airplane bus cat dog cow elephant umbrella tie snowboard skateboard cup knife cake couch keyboard sink scissors".split()]
+    *(
+        "airplane bus cat dog cow elephant umbrella tie snowboard skateboard cup knife cake couch "
+        "keyboard sink scissors"
+    ).split()
+]
 COCO_BASE = [
-    *"person bicycle car motorcycle train truck boat bench bird horse sheep bear zebra giraffe backpack handbag suitcase".split(),
-    *"frisbee skis kite surfboard bottle fork spoon bowl banana apple sandwich orange broccoli carrot pizza donut chair".split(),
-    *"bed toilet tv laptop mouse remote microwave oven toaster refrigerator book clock vase toothbrush".split()]
+    *(
+        "person bicycle car motorcycle train truck boat bench bird horse sheep bear zebra giraffe "
+        "backpack handbag suitcase"
+    ).split(),
+    *(
+        "frisbee skis kite surfboard bottle fork spoon bowl banana apple sandwich orange broccoli "
+        "carrot pizza donut chair"
+    ).split(),
+    *(
+        "bed toilet tv laptop mouse remote microwave oven toaster refrigerator book clock vase "
+        "toothbrush"
+    ).split(),
+]
 
 def base_and_novel(categories: list[dict]) -> tuple[list[str], list[str]]:
-    "Names of the base and of the novel classes among COCO's or LVIS's `categories`, in their order; others are neither."
+    """Names of the base and of the novel classes among COCO's or LVIS's `categories`, in their
+    order; others are neither.
+    """
     names = [c["name"] for c in categories]
-    if any("split" in c for c in categories): novel = [c["name"] for c in categories if c.get("split") == "novel"]
-    elif any("frequency" in c for c in categories): novel = [c["name"] for c in categories if c.get("frequency") == "r"]
-    elif set(COCO_BASE + COCO_NOVEL) <= set(names): return [n for n in names if n in COCO_BASE], [n for n in names if n in COCO_NOVEL]
+    if any("split" in c for c in categories):
+        novel = [c["name"] for c in categories if c.get("split") == "novel"]
+    elif any("frequency" in c for c in categories):
+        novel = [c["name"] for c in categories if c.get("frequency") == "r"]
+    elif set(COCO_BASE + COCO_NOVEL) <= set(names):
+        return [n for n in names if n in COCO_BASE], [n for n in names if n in COCO_NOVEL]
     else: novel = []
     return [n for n in names if n not in set(novel)], novel
 
 # %% ../../nbs/data/vocabulary.ipynb #0ac22093
 def parse_classes(given: str) -> list[str]:
-    "Class names from 'a, b' or from a text file with one a line. Raises `BadInput` for an empty list, a name that occurs twice, or unknown characters."
+    """Class names from 'a, b' or from a text file with one a line.
+
+    Raises `BadInput` for an empty list, a name that occurs twice, or unknown characters.
+    """
     file = "," not in given and given.endswith(".txt")
-    if file and not Path(given).is_file(): raise BadInput(f"classes: there is no file {given}; give a text file with one class a line, or names separated by commas.")
+    if file and not Path(given).is_file():
+        raise BadInput(f"classes: there is no file {given}; give a text file with one class a "
+                       f"line, or names separated by commas.")
     try: text = Path(given).read_text(encoding="utf-8") if file else given
-    except UnicodeDecodeError: raise BadInput(f"classes: {given} is not a text in UTF-8; save it so.") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"classes: {given} is not a text in UTF-8; save it so.") from None
     names = [" ".join(n.split()) for n in (text.splitlines() if file else text.split(","))]
     check_classes(names := [n for n in names if n])
     return names
 
 def check_classes(names: list[str]):
-    "Raises `BadInput` for no names, one that occurs twice (whatever its capitals), or one with characters that are no text."
-    if not names: raise BadInput("classes: there is no name; write them as \"striped star, dotted ring\".")
+    """Raises `BadInput` for no names, one that occurs twice (whatever its capitals), or one with
+    characters that are no text.
+    """
+    if not names:
+        raise BadInput("classes: there is no name; write them as \"striped star, dotted ring\".")
     seen = set()
     for name in names:
-        strange = next((c for c in name if c != " " and unicodedata.category(c)[0] in "CSZ" and c not in "+$&"), None)
+        strange = next((c for c in name if c != " " and unicodedata.category(c)[0] in "CSZ"
+                        and c not in "+$&"), None)
         if strange is not None:
-            raise BadInput(f"classes: '{name}' contains {unicodedata.name(strange, repr(strange))}, which is no letter, digit or punctuation; remove it.")
-        if name.lower() in seen: raise BadInput(f"classes: '{name}' occurs twice; name every class once.")
+            raise BadInput(f"classes: '{name}' contains "
+                           f"{unicodedata.name(strange, repr(strange))}, which is no letter, digit "
+                           f"or punctuation; remove it.")
+        if name.lower() in seen:
+            raise BadInput(f"classes: '{name}' occurs twice; name every class once.")
         seen.add(name.lower())

@@ -22,7 +22,8 @@ from ..parts.image_text import ImageText, load_image_text
 from ..parts.prompts import class_vectors, clean_name, read_templates
 from ..parts.text import TextConfig, TextTower
 from .ensemble import ensemble, region_scores
-from .heads import BOXES, BoxHead, MaskHead, class_loss, delta_loss, mask_loss, sample_regions, text_logits
+from .heads import (BOXES, BoxHead, MaskHead, class_loss, delta_loss, mask_loss,
+                                   sample_regions, text_logits)
 from .items import Items, base_classes, check_annotations, scale_view
 from .proposals import ProposalHead, make_anchors, proposal_losses, propose
 from .pyramid import Pyramid
@@ -40,7 +41,8 @@ class DetectorOptions:
     context: int = 64
     text_pool: str = "mean"
     text_causal: bool = False
-    templates: str = "clip80"        # sentences around a class name: plain, one, few, clip7, clip80 or a file
+    # sentences around a class name: plain, one, few, clip7, clip80 or a file
+    templates: str = "clip80"
     background: str = "background"   # the phrase of what is no class
     channels: int = 256              # of pyramid and heads
     hidden: int = 1024               # width of the box head's layer
@@ -62,16 +64,23 @@ class DetectorOptions:
     shrink: float = .7               # size of the box that z sees
 
     def __post_init__(self):
-        check_options(self, positive=("size", "temperature", "anchor", "shrink"), share=("flip", "base_exponent", "novel_exponent", "background_weight"),
-                      least=dict(windows=1, channels=4, hidden=1, convs=0, anchors=2, per_level=1, proposals=1, regions=4, backbone_lr=0, objectness_power=0))
-        if not 0 < self.scale[0] <= self.scale[1]: raise BadInput(f"scale is {self.scale}; give the smallest and the largest factor, above 0.")
+        check_options(self, positive=("size", "temperature", "anchor", "shrink"),
+                      share=("flip", "base_exponent", "novel_exponent", "background_weight"),
+                      least=dict(windows=1, channels=4, hidden=1, convs=0, anchors=2, per_level=1,
+                                 proposals=1, regions=4, backbone_lr=0, objectness_power=0))
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise BadInput(f"scale is {self.scale}; give the smallest and the largest factor, "
+                           f"above 0.")
         read_templates(self.templates)
 
 # %% ../../nbs/detector/detector.ipynb #b0603b89
 def plain_vit(cfg: EncoderConfig) -> VisionTransformer:
     "A ViT without class token whose image vector is the mean of its tokens: that of CFM-ViT."
-    return VisionTransformer(img_size=cfg.image_size, patch_size=cfg.patch_size, embed_dim=cfg.embed_dim, depth=cfg.depth, num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_ratio,
-                             num_classes=0, class_token=False, global_pool="avg", fc_norm=False, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    return VisionTransformer(img_size=cfg.image_size,
+                             patch_size=cfg.patch_size, embed_dim=cfg.embed_dim, depth=cfg.depth,
+                             num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_ratio,
+                             num_classes=0, class_token=False, global_pool="avg", fc_norm=False,
+                             norm_layer=partial(nn.LayerNorm, eps=1e-6))
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -82,25 +91,32 @@ class Vocabulary:
 
 # %% ../../nbs/detector/detector.ipynb #e091a412
 class Detector(Method):
-    "The open-vocabulary detector. Batches: 'image' (1, B, 3, S, S) and 'target', a list of boxes, labels and masks."
+    """The open-vocabulary detector.
+
+    Batches: 'image' (1, B, 3, S, S) and 'target', a list of boxes, labels and masks.
+    """
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.cfg, self.o = encoder, (o := make_options(DetectorOptions, options, "the detector"))
         p, D = encoder.patch_size, encoder.embed_dim
         if o.size % p or (o.size // p) % o.windows or p % 4:
-            raise BadInput(f"size {o.size} must divide into patches of {p}, these into {o.windows} windows a side, and a patch into 4; choose another size or windows.")
-        text = TextConfig(o.text_width, o.text_depth, o.text_heads, o.context, o.text_pool, o.text_causal)
-        self.model = ImageText(plain_vit(encoder), TextTower(text, D)).requires_grad_(False)   # frozen
+            raise BadInput(f"size {o.size} must divide into patches of {p}, these into {o.windows} "
+                           f"windows a side, and a patch into 4; choose another size or windows.")
+        text = TextConfig(o.text_width, o.text_depth, o.text_heads, o.context, o.text_pool,
+                          o.text_causal)
+        # frozen
+        self.model = ImageText(plain_vit(encoder), TextTower(text, D)).requires_grad_(False)
         self.encoder = copy.deepcopy(self.model.encoder).requires_grad_(True)
         self.pyramid, self.proposals = Pyramid(D, o.channels), ProposalHead(o.channels)
-        self.box_head, self.mask_head = BoxHead(o.channels, D, o.hidden, o.convs), MaskHead(o.channels, o.convs)
+        self.box_head, self.mask_head = (BoxHead(o.channels, D, o.hidden, o.convs),
+                                         MaskHead(o.channels, o.convs))
         self.temperature = nn.Parameter(torch.ones(()))                                  # t
         self.base, self._known = (), None
 
     def no_decay(self, name, p): return p.ndim <= 1 or name.startswith("encoder.")
     def lr_scale(self, name): return self.o.backbone_lr if name.startswith("encoder.") else 1.
 
-    def views(self): return {}                                                           # `items` are read instead
+    def views(self): return {}  # `items` are read instead
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -108,7 +124,7 @@ class Detector(Method):
         return self
 
     def forward(self, batch: dict, draws, at) -> dict[str, torch.Tensor]:
-        images = batch["image"][0]                                                       # (B, 3, S, S)
+        images = batch["image"][0]  # (B, 3, S, S)
         targets = [{k: x.to(images.device) for k, x in t.items()} for t in batch["target"]]
         losses = detector_losses(self, images, targets, draws)
         return {"loss": sum(losses.values())} | losses
@@ -119,7 +135,10 @@ class Detector(Method):
     def encode_text(self, texts): return self.model.encode_text(texts)
 
     def items(self, dataset, seed: int):
-        "What the loader reads; the detector remembers the base classes of `dataset`. Raises `BadInput` for a data set without usable boxes."
+        """What the loader reads; the detector remembers the base classes of `dataset`.
+
+        Raises `BadInput` for a data set without usable boxes.
+        """
         check_annotations(dataset)
         self.base = tuple(base_classes(dataset))
         return Items(dataset, self.base, scale_view(self.o.size, self.o.scale, self.o.flip), seed)
@@ -129,14 +148,23 @@ class Detector(Method):
         return {"base": list(self.base), "options": asdict(self.o)}
 
     def start_from(self, folder) -> bool:
-        "Take the image-text model of the run in `folder`, frozen, and its ViT as the start of the backbone. Raises `BadInput` where there is none, or one of another architecture."
+        """Take the image-text model of the run in `folder`, frozen, and its ViT as the start of the
+        backbone.
+
+        Raises `BadInput` where there is none, or one of another architecture.
+        """
         path = Path(folder) / "image_text.safetensors"
-        if not path.is_file(): raise BadInput(f"{folder}: holds no text tower (image_text.safetensors), which a detector needs; start from a run of cfm_vit.")
+        if not path.is_file():
+            raise BadInput(f"{folder}: holds no text tower (image_text.safetensors), which a "
+                           f"detector needs; start from a run of cfm_vit.")
         found = load_image_text(path)
-        differ = [f"{what}: {a} instead of {b}" for what, a, b in (("its ViT", architecture(found.encoder), architecture(self.encoder)),
-                  ("its text tower", asdict(found.text.cfg), asdict(self.model.text.cfg))) if a != b]
+        differ = [f"{what}: {a} instead of {b}" for what, a, b in (
+            ("its ViT", architecture(found.encoder), architecture(self.encoder)),
+            ("its text tower", asdict(found.text.cfg), asdict(self.model.text.cfg))) if a != b]
         if differ or not isinstance(found.projection, nn.Identity):
-            raise BadInput(f"{path}: does not fit the recipe's encoder and text options ({'; '.join(differ) or 'it has a projection'}); make them those of the run it starts from.")
+            raise BadInput(f"{path}: does not fit the recipe's encoder and text options "
+                           f"({'; '.join(differ) or 'it has a projection'}); make them those of "
+                           f"the run it starts from.")
         self.model.load_state_dict(found.state_dict())
         self.encoder.load_state_dict(found.encoder.state_dict())
         self._known = None
@@ -150,7 +178,8 @@ def vocabulary(detector: Detector, names) -> Vocabulary:
     texts = class_vectors(detector.model, cleaned, read_templates(detector.o.templates))
     background = class_vectors(detector.model, [detector.o.background], ["{}"])
     base = {clean_name(n) for n in detector.base}
-    return Vocabulary(tuple(names), torch.cat([background, texts]), torch.tensor([n not in base for n in cleaned]))
+    return Vocabulary(tuple(names), torch.cat([background, texts]),
+                      torch.tensor([n not in base for n in cleaned]))
 
 def base_texts(detector: Detector) -> torch.Tensor:
     "Texts (1 + K, D) of the base classes, made once."
@@ -159,41 +188,53 @@ def base_texts(detector: Detector) -> torch.Tensor:
     return detector._known
 
 # %% ../../nbs/detector/detector.ipynb #b6f20c0f
-def levels_of(detector: Detector, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    "The fine-tuned map (B, D, h, w), the pyramid's four levels, and the anchors (N, 4) of all their places."
+def levels_of(detector: Detector,
+              images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """The fine-tuned map (B, D, h, w), the pyramid's four levels, and the anchors (N, 4) of all
+    their places.
+    """
     maps, o = windowed_map(detector.encoder, images, detector.o.windows), detector.o
     levels, strides = detector.pyramid(maps), Pyramid.strides(detector.cfg.patch_size)
-    return maps, levels, torch.cat([make_anchors(*x.shape[2:], s, o.anchor, images.device) for x, s in zip(levels, strides)])
+    return maps, levels, torch.cat([make_anchors(*x.shape[2:], s, o.anchor, images.device)
+                                    for x, s in zip(levels, strides)])
 
-def proposals_of(detector, levels, scores, distances, anchors, size: tuple[int, int], nms: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def proposals_of(detector, levels, scores, distances, anchors, size: tuple[int, int],
+                 nms: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
     "Boxes (n, 4) and objectness (n,) of each image."
     o = detector.o
-    return propose(scores, distances, anchors, [x.shape[2] * x.shape[3] for x in levels], size, o.per_level, o.proposals, nms)
+    return propose(scores, distances, anchors, [x.shape[2] * x.shape[3] for x in levels], size,
+                   o.per_level, o.proposals, nms)
 
 # %% ../../nbs/detector/detector.ipynb #d2624f60
-def detector_losses(detector: Detector, images: torch.Tensor, targets: list[dict], draws) -> dict[str, torch.Tensor]:
+def detector_losses(detector: Detector, images: torch.Tensor, targets: list[dict],
+                    draws) -> dict[str, torch.Tensor]:
     "The five terms and their sum, 'loss'."
     o, size = detector.o, tuple(images.shape[2:])
     _, levels, anchors = levels_of(detector, images)
     scores, distances = detector.proposals(levels)
-    losses = proposal_losses(scores, distances, anchors, [t["boxes"] for t in targets], draws.noise("anchors", len(images), len(anchors)), o.anchors)
+    losses = proposal_losses(scores, distances, anchors, [t["boxes"] for t in targets],
+                             draws.noise("anchors", len(images), len(anchors)), o.anchors)
     found = proposals_of(detector, levels, scores, distances, anchors, size, nms=.7)
     most = o.proposals + max(len(t["boxes"]) for t in targets)
-    chosen = [sample_regions(b, t["boxes"], t["labels"], n, o.regions) for (b, _), t, n in zip(found, targets, draws.noise("regions", len(images), most))]
+    chosen = [sample_regions(b, t["boxes"], t["labels"], n, o.regions)
+              for (b, _), t, n in zip(found, targets, draws.noise("regions", len(images), most))]
     return losses | region_losses(detector, levels, targets, chosen, size)
 
 def region_losses(detector, levels, targets, chosen, size) -> dict[str, torch.Tensor]:
     "Terms of the heads on the `chosen` (boxes, classes, owners) of each image."
     boxes, classes, owners = map(list, zip(*chosen))
     found, positive = torch.cat(classes), [c >= 0 for c in classes]
-    count = mean_over_processes(torch.stack([torch.tensor(float(len(found))), (found >= 0).sum().cpu().float()]).to(found.device))
+    count = mean_over_processes(torch.stack([torch.tensor(float(len(found))),
+                                             (found >= 0).sum().cpu().float()]).to(found.device))
     regions, objects = count.clamp(min=1).tolist()
     deltas, vectors = detector.box_head(levels, boxes, size)
-    logits = text_logits(vectors, base_texts(detector), detector.o.temperature * detector.temperature)
+    logits = text_logits(vectors, base_texts(detector),
+                         detector.o.temperature * detector.temperature)
     on, mine = [b[p] for b, p in zip(boxes, positive)], [w[p] for w, p in zip(owners, positive)]
     truth = torch.cat([t["boxes"][w] for t, w in zip(targets, mine)])
     masks = detector.mask_head(levels, on, size)
-    return {"box_class": class_loss(logits, found, regions, detector.o.background_weight), "box_delta": delta_loss(deltas[found >= 0].float(), torch.cat(on), truth, objects),
+    return {"box_class": class_loss(logits, found, regions, detector.o.background_weight),
+            "box_delta": delta_loss(deltas[found >= 0].float(), torch.cat(on), truth, objects),
             "mask": mask_loss(masks, [t["masks"] for t in targets], on, mine, objects)}
 
 # %% ../../nbs/detector/detector.ipynb #93b1146a
@@ -202,13 +243,18 @@ def detect(
     detector: Detector, images: torch.Tensor,     # (B, 3, S, S), normalised
     words: Vocabulary,
     keep: int = 100, masks: bool = True, candidates: int = 1000, iou: float = .5,
-    **mixture,                                    # in place of the options: base_exponent, novel_exponent, objectness_power, shrink, frozen, positions
-) -> list[dict]:                                  # boxes (n, 4), scores (n,), labels (n,) from 0, masks (n, 28, 28) in each box
+    # in place of the options: base_exponent, novel_exponent, objectness_power, shrink, frozen,
+    # positions
+    **mixture,
+) -> list[dict]:  # boxes (n, 4), scores (n,), labels (n,) from 0, masks (n, 28, 28) in each box
     "What is where, by falling score."
     o, size = mixture_of(detector.o, mixture), tuple(images.shape[2:])
     maps, levels, anchors = levels_of(detector, images)
-    boxes, objectness = map(list, zip(*proposals_of(detector, levels, *detector.proposals(levels), anchors, size, nms=1.)))
-    scores, better = score_regions(detector, images, maps, levels, boxes, torch.cat(objectness), words, o)
+    boxes, objectness = map(
+        list,
+        zip(*proposals_of(detector, levels, *detector.proposals(levels), anchors, size, nms=1.)))
+    scores, better = score_regions(detector, images, maps, levels, boxes, torch.cat(objectness),
+                                   words, o)
     counts, found = [len(b) for b in boxes], []
     for s, b in zip(scores.split(counts), better.split(counts)):
         best, at = s.flatten().topk(min(candidates, s.numel()))
@@ -222,18 +268,28 @@ def detect(
     return found
 
 def mixture_of(o: DetectorOptions, given: dict) -> dict:
-    "The options of the score, with those `given` in their place. Raises `BadInput` for another name."
-    own = {k: getattr(o, k) for k in ("base_exponent", "novel_exponent", "objectness_power", "shrink", "frozen", "temperature")} | {"positions": True}
+    """The options of the score, with those `given` in their place.
+
+    Raises `BadInput` for another name.
+    """
+    own = {k: getattr(o, k) for k in ("base_exponent", "novel_exponent", "objectness_power",
+                                      "shrink", "frozen", "temperature")} | {"positions": True}
     for name in given:
-        if name not in own: raise BadInput(f"the score of a detector has no option '{name}'; it knows {', '.join(own)}.")
+        if name not in own:
+            raise BadInput(f"the score of a detector has no option '{name}'; it knows "
+                           f"{', '.join(own)}.")
     return own | given
 
-def score_regions(detector, images, maps, levels, boxes, objectness, words: Vocabulary, o: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def score_regions(detector, images, maps, levels, boxes, objectness, words: Vocabulary,
+                  o: dict) -> tuple[torch.Tensor, torch.Tensor]:
     "Scores (N, K) and corrected boxes (N, 4) of all proposals, image by image."
     size, texts = tuple(images.shape[2:]), words.texts.to(images.device)
     deltas, vectors = detector.box_head(levels, boxes, size)
     p = text_logits(vectors, texts, detector.o.temperature * detector.temperature).softmax(1)
-    if o["frozen"]: maps = windowed_map(detector.model.encoder, images, detector.o.windows, last_block(detector.cfg.depth), o["positions"])
+    if o["frozen"]:
+        maps = windowed_map(detector.model.encoder, images, detector.o.windows,
+                            last_block(detector.cfg.depth), o["positions"])
     z = region_scores(maps, boxes, texts, detector.cfg.patch_size, o["shrink"], o["temperature"])
-    scores = ensemble(p, z, words.novel.to(p.device), o["base_exponent"], o["novel_exponent"], objectness, o["objectness_power"])
+    scores = ensemble(p, z, words.novel.to(p.device), o["base_exponent"], o["novel_exponent"],
+                      objectness, o["objectness_power"])
     return scores, clip_boxes_to_image(BOXES.decode_single(deltas.float(), torch.cat(boxes)), size)

@@ -31,8 +31,10 @@ def ensemble(
     objectness: torch.Tensor | None = None,   # (N,) of the proposals
     power: float = 3.,
 ) -> torch.Tensor:                   # (N, K) scores, without background
-    "Scores of classes: geometric means, renormalised with the background, times objectness to a power."
-    exponent = torch.where(novel, novel_exponent, base_exponent).to(p)                          # (K,)
+    """Scores of classes: geometric means, renormalised with the background, times objectness to a
+    power.
+    """
+    exponent = torch.where(novel, novel_exponent, base_exponent).to(p)                  # (K,)
     s = torch.cat([p[:, :1], p[:, 1:] ** (1 - exponent) * z[:, 1:] ** exponent], 1)
     s = s / s.sum(1, keepdim=True).clamp(min=1e-12)
-    return s[:, 1:] if objectness is None else s[:, 1:] * objectness[:, None] ** power          # o^3 s
+    return s[:, 1:] if objectness is None else s[:, 1:] * objectness[:, None] ** power  # o^3 s

@@ -24,7 +24,9 @@ def sample_regions(
     noise: torch.Tensor,             # (>= N + M,), chooses among equals
     count: int = 512, share: float = .25, iou: float = .5,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "The chosen boxes (n, 4), positives first, their classes (n,) with -1 for background, and the object (n,) of each, -1 for none."
+    """The chosen boxes (n, 4), positives first, their classes (n,) with -1 for background, and the
+    object (n,) of each, -1 for none.
+    """
     candidates = torch.cat([boxes, proposals])
     found = match(boxes, candidates, iou, iou)
     positive, negative = choose(found, noise[:len(candidates)], count, share)
@@ -35,19 +37,23 @@ def sample_regions(
 
 # %% ../../nbs/detector/heads.ipynb #4f0ed723
 class CosineLinear(nn.Linear):
-    "(..., inputs) -> (..., outputs): 20 times the cosine between input and each row of the weights."
+    """(..., inputs) -> (..., outputs): 20 times the cosine between input and each row of the
+    weights.
+    """
     def __init__(self, inputs: int, outputs: int, scale: float = 20.):
         super().__init__(inputs, outputs, bias=False)
         self.scale = scale
 
-    def forward(self, x): return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+    def forward(self, x):
+        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
 
 # %% ../../nbs/detector/heads.ipynb #8a0f33bb
 BOXES = BoxCoder((10., 10., 5., 5.))
 
 def conv_tower(channels: int, convs: int) -> nn.Sequential:
     "`convs` times a 3x3 convolution, LayerNorm, ReLU."
-    return nn.Sequential(*(m for _ in range(convs) for m in (*norm_conv(channels, channels, 3), nn.ReLU())))
+    return nn.Sequential(*(m for _ in range(convs)
+                           for m in (*norm_conv(channels, channels, 3), nn.ReLU())))
 
 def roi_align(size: int, levels: int = 4) -> MultiScaleRoIAlign:
     "RoIAlign that takes each box from the level that fits its size."
@@ -58,13 +64,16 @@ class BoxHead(nn.Module):
     def __init__(self, channels: int = 256, dim: int = 768, hidden: int = 1024, convs: int = 4):
         super().__init__()
         self.pool, self.convs = roi_align(7), conv_tower(channels, convs)
-        self.fc = nn.Sequential(nn.Linear(channels * 49, hidden, bias=False), nn.LayerNorm(hidden), nn.ReLU())
+        self.fc = nn.Sequential(nn.Linear(channels * 49, hidden, bias=False), nn.LayerNorm(hidden),
+                                nn.ReLU())
         self.deltas, self.vector = nn.Linear(hidden, 4), CosineLinear(hidden, dim)
         nn.init.normal_(self.deltas.weight, std=.001); nn.init.zeros_(self.deltas.bias)
 
-    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor], image: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.pool({str(i): x for i, x in enumerate(levels)}, boxes, [image] * len(boxes))    # (N, C, 7, 7)
-        x = self.fc(self.convs(x).flatten(1))                                                    # (N, hidden)
+    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor],
+                image: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        # (N, C, 7, 7)
+        x = self.pool({str(i): x for i, x in enumerate(levels)}, boxes, [image] * len(boxes))
+        x = self.fc(self.convs(x).flatten(1))  # (N, hidden)
         return self.deltas(x), self.vector(x)
 
 # %% ../../nbs/detector/heads.ipynb #ca4fd4f6
@@ -72,13 +81,19 @@ def text_logits(vectors: torch.Tensor, texts: torch.Tensor, temperature) -> torc
     "cos / temperature: vectors (N, D) and text embeddings (K, D) -> (N, K) float32."
     return F.normalize(vectors.float(), dim=1) @ F.normalize(texts.float(), dim=1).T / temperature
 
-def class_loss(logits: torch.Tensor, classes: torch.Tensor, count: float, background: float = .9) -> torch.Tensor:
-    "Cross-entropy of logits (N, 1 + K), background first, with classes (N,), -1 for background, which weighs `background`; sum / count."
+def class_loss(logits: torch.Tensor, classes: torch.Tensor, count: float,
+               background: float = .9) -> torch.Tensor:
+    """Cross-entropy of logits (N, 1 + K), background first, with classes (N,), -1 for background,
+    which weighs `background`; sum / count.
+    """
     weight = torch.where(classes < 0, background, 1.)
     return (F.cross_entropy(logits, classes + 1, reduction="none") * weight).sum() / count
 
-def delta_loss(deltas: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor, count: float) -> torch.Tensor:
-    "Smooth L1 (delta 1) of deltas (P, 4) of boxes (P, 4) whose objects are `truth` (P, 4), mean over coordinates; sum / count."
+def delta_loss(deltas: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor,
+               count: float) -> torch.Tensor:
+    """Smooth L1 (delta 1) of deltas (P, 4) of boxes (P, 4) whose objects are `truth` (P, 4), mean
+    over coordinates; sum / count.
+    """
     wanted = BOXES.encode_single(truth, boxes) if len(boxes) else deltas.detach()
     return F.smooth_l1_loss(deltas, wanted, reduction="sum") / (4 * count)
 
@@ -88,12 +103,14 @@ class MaskHead(nn.Module):
     def __init__(self, channels: int = 256, convs: int = 4):
         super().__init__()
         self.pool, self.convs = roi_align(14), conv_tower(channels, convs)
-        self.up = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2, bias=False), LayerNorm2d(channels), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2, bias=False),
+                                LayerNorm2d(channels), nn.ReLU())
         self.mask = CosineLinear(channels, 1)
 
-    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor], image: tuple[int, int]) -> torch.Tensor:
+    def forward(self, levels: list[torch.Tensor], boxes: list[torch.Tensor],
+                image: tuple[int, int]) -> torch.Tensor:
         x = self.pool({str(i): x for i, x in enumerate(levels)}, boxes, [image] * len(boxes))
-        return self.mask(self.up(self.convs(x)).permute(0, 2, 3, 1))[..., 0]                     # (N, 28, 28)
+        return self.mask(self.up(self.convs(x)).permute(0, 2, 3, 1))[..., 0]  # (N, 28, 28)
 
 def mask_loss(
     logits: torch.Tensor,            # (P, 28, 28)
@@ -104,5 +121,7 @@ def mask_loss(
 ) -> torch.Tensor:
     "Binary cross-entropy with the masks inside the boxes; sum of the boxes' means / count."
     if not len(logits): return logits.sum()
-    wanted = torch.cat([project_masks_on_boxes(m, b, o, logits.shape[1]) for m, b, o in zip(masks, boxes, owners) if len(b)])
-    return F.binary_cross_entropy_with_logits(logits.float(), (wanted >= .5).float(), reduction="sum") / (wanted[0].numel() * count)
+    wanted = torch.cat([project_masks_on_boxes(m, b, o, logits.shape[1])
+                        for m, b, o in zip(masks, boxes, owners) if len(b)])
+    return F.binary_cross_entropy_with_logits(logits.float(), (wanted >= .5).float(),
+                                              reduction="sum") / (wanted[0].numel() * count)

@@ -17,35 +17,56 @@ from ..parts.regions import check_boxes, xyxy
 
 # %% ../../nbs/detector/items.ipynb #a9b8af51
 def base_classes(dataset) -> list[str]:
-    "Names of the classes that a detector may be taught. Raises `BadInput` for a data set without boxes, or without base classes."
+    """Names of the classes that a detector may be taught.
+
+    Raises `BadInput` for a data set without boxes, or without base classes.
+    """
     if not getattr(dataset, "categories", None) or getattr(dataset, "_objects", None) is None:
-        raise BadInput(f"{dataset.root}: a detector is taught with boxes, and this data set has none; use one in COCO's or LVIS's format, such as scenes-coco.")
+        raise BadInput(f"{dataset.root}: a detector is taught with boxes, and this data set has "
+                       f"none; use one in COCO's or LVIS's format, such as scenes-coco.")
     base = base_and_novel([dataset.categories[i] for i in sorted(dataset.categories)])[0]
-    if not base: raise BadInput(f"{dataset.annotations}: has no base class; give its categories a 'split' of base or novel.")
+    if not base:
+        raise BadInput(f"{dataset.annotations}: has no base class; give its categories a 'split' "
+                       f"of base or novel.")
     return base
 
 def check_annotations(dataset):
-    "Raises `BadInput` for the first annotated box that has no area or leaves its image, before any image is read."
+    """Raises `BadInput` for the first annotated box that has no area or leaves its image, before
+    any image is read.
+    """
     for record in dataset.records:
         found = [a for a in dataset._objects.get(record["id"], []) if not a.get("iscrowd")]
         if not found: continue
-        try: check_boxes(xyxy(torch.tensor([a["bbox"] for a in found], dtype=torch.float64)), (record["height"], record["width"]), "")
+        try:
+            check_boxes(xyxy(torch.tensor([a["bbox"] for a in found], dtype=torch.float64)),
+                        (record["height"], record["width"]), "")
         except BadInput:
-            for a in found: check_boxes(xyxy(torch.tensor([a["bbox"]], dtype=torch.float64)), (record["height"], record["width"]), f"{dataset.annotations}: annotation {a['id']}")
+            for a in found:
+                check_boxes(xyxy(torch.tensor([a["bbox"]], dtype=torch.float64)),
+                            (record["height"], record["width"]),
+                            f"{dataset.annotations}: annotation {a['id']}")
 
 # %% ../../nbs/detector/items.ipynb #99cbde8f
 def scale_view(size: int, scale: tuple[float, float] = (.1, 2.), flip: float = .5) -> v2.Compose:
-    "Image and targets -> a square of `size` pixels: scaled at random (1: the longer side fits), cut or padded, flipped, normalised."
-    return v2.Compose([v2.ScaleJitter((size, size), scale), v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Mask: 0, "others": 124}),
-                       v2.RandomHorizontalFlip(flip), *to_normalised(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=lambda x: [x[1][k] for k in ("labels", "masks")])])
+    """Image and targets -> a square of `size` pixels: scaled at random (1: the longer side fits),
+    cut or padded, flipped, normalised.
+    """
+    return v2.Compose(
+        [v2.ScaleJitter((size, size), scale),
+         v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Mask: 0, "others": 124}),
+         v2.RandomHorizontalFlip(flip), *to_normalised(), v2.SanitizeBoundingBoxes(
+             min_size=2, labels_getter=lambda x: [x[1][k] for k in ("labels", "masks")])])
 
 class Items(Dataset):
-    """Items (epoch, i) -> 'image' (1, 3, S, S) float32; 'target': boxes (n, 4) float32 corners, labels (n,) int64 in the numbers of `names`, masks (n, S, S) uint8;
-    'label' -1; 'index' i."""
+    """Items (epoch, i) -> 'image' (1, 3, S, S) float32; 'target': boxes (n, 4) float32 corners,
+    labels (n,) int64 in the numbers of `names`, masks (n, S, S) uint8; 'label' -1; 'index' i.
+    """
     def __init__(self, dataset, names: list[str], view, seed: int):
         self.dataset, self.view, self.seed = dataset, view, seed
         number = {name: i for i, name in enumerate(names)}
-        self.number = {k: number[c["name"]] for k, c in dataset.categories.items() if c["name"] in number}    # category id -> label
+        # category id -> label
+        self.number = {k: number[c["name"]]
+                       for k, c in dataset.categories.items() if c["name"] in number}
 
     def __len__(self): return len(self.dataset)
 
@@ -55,7 +76,12 @@ class Items(Dataset):
         known = [o for o in item["objects"] if o["category"] in self.number and not o["iscrowd"]]
         (W, H), n = item["image"].size, len(known)
         boxes = xyxy(torch.tensor([o["box"] for o in known], dtype=torch.float32).view(n, 4))
-        target = {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(H, W)), "labels": torch.tensor([self.number[o["category"]] for o in known], dtype=torch.int64),
-                  "masks": tv_tensors.Mask(torch.stack([o["mask"] for o in known]).byte() if n else torch.zeros(0, H, W, dtype=torch.uint8))}
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(H, W)),
+            "labels": torch.tensor([self.number[o["category"]] for o in known], dtype=torch.int64),
+            "masks": tv_tensors.Mask(torch.stack([o["mask"] for o in known]).byte() if n
+                                     else torch.zeros(0, H, W, dtype=torch.uint8))}
         with seeded(self.seed, epoch, i): image, target = self.view(item["image"], target)
-        return {"image": image[None], "target": {k: x.as_subclass(torch.Tensor) for k, x in target.items()}, "label": -1, "index": i}
+        return {"image": image[None],
+                "target": {k: x.as_subclass(torch.Tensor) for k, x in target.items()}, "label": -1,
+                "index": i}

@@ -18,14 +18,20 @@ from ..training.checkpoints import read_weights, replacing
 
 # %% ../../nbs/detector/photos.ipynb #cf6f0c00
 def load_detector(run) -> Detector:
-    "The detector in the folder of a run (or its method.safetensors), on the CPU in eval mode. Raises `BadInput` for what holds none."
+    """The detector in the folder of a run (or its method.safetensors), on the CPU in eval mode.
+
+    Raises `BadInput` for what holds none.
+    """
     path = Path(run) / "method.safetensors" if Path(run).is_dir() else Path(run)
     if path.name == "encoder.safetensors":
-        raise BadInput(f"{path}: is an encoder, which cannot detect; name the folder of a run of the method detector.")
-    if not path.is_file(): raise BadInput(f"{path}: no such file; name the folder of a run of the method detector.")
+        raise BadInput(f"{path}: is an encoder, which cannot detect; name the folder of a run of "
+                       f"the method detector.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; name the folder of a run of the method detector.")
     about, tensors = read_weights(path)
     if about.get("method") != "detector":
-        raise BadInput(f"{path}: was trained as '{about.get('method')}', an encoder without detector heads; name the folder of a run of the method detector.")
+        raise BadInput(f"{path}: was trained as '{about.get('method')}', an encoder without "
+                       f"detector heads; name the folder of a run of the method detector.")
     detector = Detector(EncoderConfig(**about["encoder"]), **about["options"])
     detector.load_state_dict(tensors)
     detector.base = tuple(about["base"])
@@ -38,27 +44,38 @@ def detect_photo(
     threshold: float = 0., keep: int = 100, device="cpu",
     **mixture,                         # of `detect`
 ) -> list[dict]:
-    "COCO's records of a photo; the category ids are 1, 2, ... in the order of `names`. Raises `BadInput` for an unusable class list."
+    """COCO's records of a photo; the category ids are 1, 2, ... in the order of `names`.
+
+    Raises `BadInput` for an unusable class list.
+    """
     check_classes(names)
     detector = detector.to(device).eval()
     x, factor = fit_image(image, detector.o.size)
     found, = detector.detect(x[None].to(device), detector.vocabulary(names), keep=keep, **mixture)
-    records = coco_records(found, 1, factor, (image.height, image.width), list(range(1, len(names) + 1)))
+    records = coco_records(found, 1, factor, (image.height, image.width),
+                           list(range(1, len(names) + 1)))
     return [r for r in records if r["score"] >= threshold]
 
 def photo_json(records: list[dict], image, file_name: str, names: list[str]) -> dict:
     "COCO's file of a photo and its detections, with scores."
-    return {"images": [{"id": 1, "file_name": file_name, "height": image.height, "width": image.width}],
-            "categories": [{"id": i, "name": n} for i, n in enumerate(names, 1)],
-            "annotations": [r | {"id": i, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for i, r in enumerate(records, 1)]}
+    return {
+        "images": [{"id": 1, "file_name": file_name, "height": image.height, "width": image.width}],
+        "categories": [{"id": i, "name": n} for i, n in enumerate(names, 1)],
+        "annotations": [r | {"id": i, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0}
+                        for i, r in enumerate(records, 1)]}
 
-def detect_file(run, photo, names: list[str], out, threshold: float = .1, keep: int = 100, device="auto") -> tuple[Path, Path, list[dict]]:
-    "Detect in the file `photo`; writes `out`.png and `out`.json. Raises `BadInput` before any work for a run, a photo or names that cannot be used."
+def detect_file(run, photo, names: list[str], out, threshold: float = .1, keep: int = 100,
+                device="auto") -> tuple[Path, Path, list[dict]]:
+    """Detect in the file `photo`; writes `out`.png and `out`.json.
+
+    Raises `BadInput` before any work for a run, a photo or names that cannot be used.
+    """
     check_classes(names)
     image, detector, device = read_image(photo), load_detector(run), pick_device(str(device))
     records = detect_photo(detector, image, names, threshold, keep, device)
     png, js = (Path(out).with_suffix(s) for s in (".png", ".json"))
-    with replacing(js) as tmp: tmp.write_text(json.dumps(photo_json(records, image, Path(photo).name, names)) + "\n")
+    with replacing(js) as tmp:
+        tmp.write_text(json.dumps(photo_json(records, image, Path(photo).name, names)) + "\n")
     figure = draw_detections(image, records, dict(enumerate(names, 1)))
     with replacing(png) as tmp: figure.savefig(tmp, format="png")
     return png, js, records

@@ -16,26 +16,35 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 CODER = BoxLinearCoder(normalize_by_size=True)
 
 def make_anchors(h: int, w: int, stride: int, scale: float = 8., device=None) -> torch.Tensor:
-    "One square anchor of side `scale * stride` at the centre of each cell: (h*w, 4) in pixels, row by row."
+    """One square anchor of side `scale * stride` at the centre of each cell: (h*w, 4) in pixels,
+    row by row.
+    """
     y, x = ((torch.arange(n, device=device) + .5) * stride for n in (h, w))
-    centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], 2).reshape(-1, 2)        # (h*w, 2), x first
+    # (h*w, 2), x first
+    centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], 2).reshape(-1, 2)
     return torch.cat([centre - scale * stride / 2, centre + scale * stride / 2], 1)
 
 # %% ../../nbs/detector/proposals.ipynb #489999df
 def centerness(distances: torch.Tensor) -> torch.Tensor:
     "Distances (..., 4) to left, top, right, bottom -> (...) in [0, 1]."
     l, t, r, b = distances.clamp(min=0).unbind(-1)
-    small, large = torch.minimum(l, r) * torch.minimum(t, b), torch.maximum(l, r) * torch.maximum(t, b)
+    small, large = (torch.minimum(l, r) * torch.minimum(t, b),
+                    torch.maximum(l, r) * torch.maximum(t, b))
     return (small / large.clamp(min=1e-12)).sqrt()                                           # c
 
 # %% ../../nbs/detector/proposals.ipynb #b533488f
 def match(boxes: torch.Tensor, candidates: torch.Tensor, high: float, low: float) -> torch.Tensor:
-    "For each candidate (N, 4) its object among `boxes` (M, 4): its number; -1 (IoU below `low`), -2 (below `high`)."
+    """For each candidate (N, 4) its object among `boxes` (M, 4): its number; -1 (IoU below `low`),
+    -2 (below `high`).
+    """
     if not len(boxes): return torch.full((len(candidates),), -1, device=candidates.device)
     return Matcher(high, low)(box_iou(boxes, candidates))
 
-def choose(found: torch.Tensor, noise: torch.Tensor, count: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    "At most `count` of the candidates (N,) that `match` found, at most a `share` of them positive, by smallest noise (N,): the numbers of positives and negatives."
+def choose(found: torch.Tensor, noise: torch.Tensor, count: int,
+           share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` of the candidates (N,) that `match` found, at most a `share` of them
+    positive, by smallest noise (N,): the numbers of positives and negatives.
+    """
     def smallest(mask, k):
         index = mask.nonzero()[:, 0]
         return index[noise[index].argsort()[:k]]
@@ -44,28 +53,34 @@ def choose(found: torch.Tensor, noise: torch.Tensor, count: int, share: float) -
 
 # %% ../../nbs/detector/proposals.ipynb #b7dadbde
 class ProposalHead(nn.Module):
-    "Levels [(B, C, h, w)] -> scores (B, N) and distances (B, N, 4) in anchor sizes of all N places, level by level."
+    """Levels [(B, C, h, w)] -> scores (B, N) and distances (B, N, 4) in anchor sizes of all N
+    places, level by level.
+    """
     def __init__(self, channels: int = 256, levels: int = 4, convs: int = 2):
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(convs)])
-        self.norms = nn.ModuleList([nn.ModuleList([LayerNorm2d(channels) for _ in range(levels)]) for _ in range(convs)])
+        self.convs = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+                                    for _ in range(convs)])
+        self.norms = nn.ModuleList([nn.ModuleList([LayerNorm2d(channels) for _ in range(levels)])
+                                    for _ in range(convs)])
         self.score, self.distances = nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 4, 1)
         for conv in (self.score, self.distances): nn.init.normal_(conv.weight, std=.01)
         nn.init.zeros_(self.score.bias)
-        nn.init.constant_(self.distances.bias, -.4328)                                       # softplus of it is .5
+        nn.init.constant_(self.distances.bias, -.4328)  # softplus of it is .5
 
     def forward(self, levels: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         scores, distances = [], []
         for i, x in enumerate(levels):
             for conv, norms in zip(self.convs, self.norms): x = F.relu(norms[i](conv(x)))
-            scores.append(self.score(x).flatten(1))                                          # (B, h*w)
-            distances.append(F.softplus(self.distances(x)).flatten(2).transpose(1, 2))       # (B, h*w, 4)
+            scores.append(self.score(x).flatten(1))  # (B, h*w)
+            # (B, h*w, 4)
+            distances.append(F.softplus(self.distances(x)).flatten(2).transpose(1, 2))
         return torch.cat(scores, 1), torch.cat(distances, 1)
 
 # %% ../../nbs/detector/proposals.ipynb #224e076b
 def paired_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     "IoU of boxes (N, 4) with their partners (N, 4): (N,)."
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    overlap = (torch.minimum(a[:, 2:],
+                             b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
     area = lambda x: (x[:, 2:] - x[:, :2]).prod(1)
     return overlap / (area(a) + area(b) - overlap).clamp(min=1e-6)
 
@@ -83,26 +98,32 @@ def proposal_losses(
         found = match(truth, anchors, high, low)
         positive, negative = choose(found, n, sample, (sample - 1) / sample)
         mine = truth[found[positive]]
-        score = score + (s[positive] - centerness(CODER.encode(anchors[positive], mine))).abs().sum() + s[negative].sum()
+        score = score + (s[positive] - centerness(CODER.encode(
+            anchors[positive], mine))).abs().sum() + s[negative].sum()
         box = box + 8 * (1 - paired_iou(CODER.decode(d[positive], anchors[positive]), mine)).sum()
-    return {"proposal_score": score / (len(scores) * sample), "proposal_box": box / (len(scores) * sample)}
+    return {"proposal_score": score / (len(scores) * sample),
+            "proposal_box": box / (len(scores) * sample)}
 
 # %% ../../nbs/detector/proposals.ipynb #82998e3c
 @torch.no_grad()
 def propose(
-    scores: torch.Tensor, distances: torch.Tensor, anchors: torch.Tensor,   # (B, N), (B, N, 4), (N, 4)
+    # (B, N), (B, N, 4), (N, 4)
+    scores: torch.Tensor, distances: torch.Tensor, anchors: torch.Tensor,
     sizes: list[int],                # places of each level; their sum is N
     image: tuple[int, int],          # height and width in pixels
     per_level: int = 2000, keep: int = 1000,
     nms: float = 1.,                 # IoU above which the lower score goes; 1: none
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     "For each image its boxes (n, 4) inside the image, by falling objectness (n,) in [0, 1]."
-    level, found = torch.arange(len(sizes), device=scores.device).repeat_interleave(torch.tensor(sizes, device=scores.device)), []
+    level, found = torch.arange(len(sizes), device=scores.device).repeat_interleave(torch.tensor(
+        sizes, device=scores.device)), []
     for s, d in zip(scores.float().sigmoid(), distances.float()):
-        first = torch.cat([part.topk(min(per_level, len(part))).indices + sum(sizes[:i]) for i, part in enumerate(s.split(sizes))])
+        first = torch.cat([part.topk(min(per_level, len(part))).indices + sum(sizes[:i])
+                           for i, part in enumerate(s.split(sizes))])
         boxes = clip_boxes_to_image(CODER.decode(d[first], anchors[first]), image)
         large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 1e-2
         boxes, first = boxes[large], first[large]
-        order = batched_nms(boxes, s[first], level[first], nms) if nms < 1 else s[first].argsort(descending=True, stable=True)
+        order = (batched_nms(boxes, s[first], level[first], nms) if nms < 1
+                 else s[first].argsort(descending=True, stable=True))
         found.append((boxes[order[:keep]], s[first][order[:keep]]))
     return found

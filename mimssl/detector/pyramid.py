@@ -13,7 +13,8 @@ from torch import nn
 # %% ../../nbs/detector/pyramid.ipynb #f862f5a8
 def norm_conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     "A convolution without bias that keeps the size, and LayerNorm over channels."
-    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), LayerNorm2d(outputs)]
+    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            LayerNorm2d(outputs)]
 
 class Pyramid(nn.Module):
     "The map (B, D, h, w) of a ViT -> four maps (B, C, ., .) of 4, 2, 1 and 1/2 times its size."
@@ -21,10 +22,13 @@ class Pyramid(nn.Module):
         super().__init__()
         up = lambda inputs, outputs: nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False)
         self.stems = nn.ModuleList([
-            nn.Sequential(up(dim, dim // 2), LayerNorm2d(dim // 2), nn.GELU(), up(dim // 2, dim // 4)),    # P2
-            up(dim, dim // 2), nn.Identity(), nn.MaxPool2d(2, ceil_mode=True)])                            # P3, P4, P5
+            nn.Sequential(up(dim, dim // 2), LayerNorm2d(dim // 2), nn.GELU(),
+                          up(dim // 2, dim // 4)),  # P2
+            up(dim, dim // 2), nn.Identity(), nn.MaxPool2d(2, ceil_mode=True)])  # P3, P4, P5
         widths = (dim // 4, dim // 2, dim, dim)
-        self.tops = nn.ModuleList([nn.Sequential(*norm_conv(w, channels, 1), *norm_conv(channels, channels, 3)) for w in widths])
+        self.tops = nn.ModuleList([
+            nn.Sequential(*norm_conv(w, channels, 1), *norm_conv(channels, channels, 3))
+            for w in widths])
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [top(stem(x)) for stem, top in zip(self.stems, self.tops)]

@@ -12,7 +12,9 @@ from ..parts.encoder import embed_patches, patch_positions, patchify, prefix_tok
 
 # %% ../../nbs/detector/windows.ipynb #50f33ca6
 def global_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
-    "The blocks (from 0) with attention over the whole image: the last of each of `count` equal parts of `depth`."
+    """The blocks (from 0) with attention over the whole image: the last of each of `count` equal
+    parts of `depth`.
+    """
     count = min(count, depth)
     return tuple((i + 1) * depth // count - 1 for i in range(count))
 
@@ -24,7 +26,7 @@ def last_block(depth: int) -> tuple[int, ...]:
 def to_windows(x: torch.Tensor, n: int) -> torch.Tensor:
     "Token map (B, h, w, D) -> n x n windows (B*n*n, h/n * w/n, D)."
     B, h, w, D = x.shape
-    x = x.view(B, n, h // n, n, w // n, D).transpose(2, 3)                            # (B, n, n, h/n, w/n, D)
+    x = x.view(B, n, h // n, n, w // n, D).transpose(2, 3)  # (B, n, n, h/n, w/n, D)
     return x.reshape(B * n * n, -1, D)
 
 def from_windows(x: torch.Tensor, n: int, grid: tuple[int, int]) -> torch.Tensor:
@@ -39,18 +41,25 @@ def windowed_map(
     whole: tuple[int, ...] | None = None,  # blocks with global attention; None: `global_blocks`
     positions: bool = True,              # add the position embedding
 ) -> torch.Tensor:                       # (B, D, h, w), after the last norm
-    "Patch tokens of a plain timm ViT as a map, with windowed attention. Raises `BadInput` unless windows fit the patches."
+    """Patch tokens of a plain timm ViT as a map, with windowed attention.
+
+    Raises `BadInput` unless windows fit the patches.
+    """
     p = vit.patch_embed.patch_size[0]
     if images.shape[2] % p or images.shape[3] % p:
-        raise BadInput(f"images of {images.shape[3]}x{images.shape[2]} pixels do not divide into patches of {p}; choose a multiple.")
+        raise BadInput(f"images of {images.shape[3]}x{images.shape[2]} pixels do not divide into "
+                       f"patches of {p}; choose a multiple.")
     grid = images.shape[2] // p, images.shape[3] // p
     if grid[0] % windows or grid[1] % windows:
-        raise BadInput(f"{grid[0]}x{grid[1]} patches do not divide into {windows}x{windows} windows; choose another image size or windows.")
+        raise BadInput(f"{grid[0]}x{grid[1]} patches do not divide into {windows}x{windows} "
+                       f"windows; choose another image size or windows.")
     whole = global_blocks(len(vit.blocks)) if whole is None else whole
-    x = embed_patches(vit, patchify(images, p)) + float(positions) * patch_positions(vit, grid, "bilinear")   # (B, h*w, D)
+    x = (embed_patches(vit, patchify(images, p))
+         + float(positions) * patch_positions(vit, grid, "bilinear"))  # (B, h*w, D)
     x = vit.norm_pre(torch.cat([prefix_tokens(vit, len(x)), x], 1))
     for i, block in enumerate(vit.blocks):
-        x = block(x) if windows == 1 or i in whole else in_windows(block, x, grid, windows, vit.num_prefix_tokens)
+        x = (block(x) if windows == 1
+             or i in whole else in_windows(block, x, grid, windows, vit.num_prefix_tokens))
     return vit.norm(x)[:, vit.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
 
 def in_windows(block, x: torch.Tensor, grid: tuple[int, int], n: int, P: int) -> torch.Tensor:

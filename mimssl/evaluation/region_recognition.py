@@ -17,27 +17,44 @@ from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../../nbs/evaluation/region_recognition.ipynb #fcda91b6
 def region_model(model):
-    "The model itself, or that of open_clip in our form. Raises `BadInput` for what has no text tower, or no patches in the space of texts."
+    """The model itself, or that of open_clip in our form.
+
+    Raises `BadInput` for what has no text tower, or no patches in the space of texts.
+    """
     if not callable(getattr(model, "encode_text", None)):
-        raise BadInput("this model has no text tower, and region recognition compares regions with texts; name a run of cfm_vit or a model of open_clip (open_clip:ViT-B-32).")
+        raise BadInput("this model has no text tower, and region recognition compares regions with "
+                       "texts; name a run of cfm_vit or a model of open_clip (open_clip:ViT-B-32).")
     if callable(getattr(model, "encode_patches", None)): return model
-    if not hasattr(model, "model"): raise BadInput("this image-text model does not tell its patch features (encode_patches); region recognition needs them.")
+    if not hasattr(model, "model"):
+        raise BadInput("this image-text model does not tell its patch features (encode_patches); "
+                       "region recognition needs them.")
     from mimssl.parts.image_text import from_open_clip
     return from_open_clip(model.model)
 
 # %% ../../nbs/evaluation/region_recognition.ipynb #1013b013
 def known_boxes(dataset, i: int, number: dict[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    "Boxes (n, 4), corners in pixels, and labels (n,) of image `i`, for categories in `number` (id -> label), without crowds. Raises `BadInput` for an unusable box."
+    """Boxes (n, 4), corners in pixels, and labels (n,) of image `i`, for categories in `number` (id
+    -> label), without crowds.
+
+    Raises `BadInput` for an unusable box.
+    """
     known = [o for o in dataset.known(i)["objects"] if o["category"] in number and not o["iscrowd"]]
     W, H = dataset.stated_size(i)
-    for o in known: check_boxes(xyxy(torch.tensor([o["box"]], dtype=torch.float64)), (H, W), f"{dataset.annotations}: annotation {o['id']}")
+    for o in known:
+        check_boxes(xyxy(torch.tensor([o["box"]], dtype=torch.float64)), (H, W),
+                    f"{dataset.annotations}: annotation {o['id']}")
     boxes = xyxy(torch.tensor([o["box"] for o in known], dtype=torch.float32).view(-1, 4))
     return boxes, torch.tensor([number[o["category"]] for o in known], dtype=torch.int64)
 
 def region_classes(bench) -> tuple[dict[int, int], list[str], list[str], list[str]]:
-    "Category id -> label, the classes' names, those of base and of novel ones. Raises `BadInput` for a data set without boxes."
+    """Category id -> label, the classes' names, those of base and of novel ones.
+
+    Raises `BadInput` for a data set without boxes.
+    """
     data = bench.data("test")
-    if not getattr(data, "categories", None): raise BadInput(f"data set '{bench.dataset}' has no annotated boxes; use one in COCO's format, such as scenes-coco or coco_mini.")
+    if not getattr(data, "categories", None):
+        raise BadInput(f"data set '{bench.dataset}' has no annotated boxes; use one in COCO's "
+                       f"format, such as scenes-coco or coco_mini.")
     chosen = [data.categories[i] for i in sorted(data.categories)]
     base, novel = base_and_novel(chosen)
     return {c["id"]: k for k, c in enumerate(chosen)}, [c["name"] for c in chosen], base, novel
@@ -54,7 +71,8 @@ def region_ranks(
     device="cpu", progress: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Rank from 0 of the right class (N,) and the labels (N,) of all boxes, image by image."
-    model, (mean, std) = model.to(device).eval(), getattr(model, "pixel_stats", (IMAGENET_MEAN, IMAGENET_STD))
+    model, (mean, std) = (model.to(device).eval(),
+                          getattr(model, "pixel_stats", (IMAGENET_MEAN, IMAGENET_STD)))
     to = lambda v: torch.tensor(v).view(3, 1, 1)
     ranks, labels = [], []
     with Tally("images", len(dataset), show=progress) as tally:
@@ -63,21 +81,29 @@ def region_ranks(
             if len(mine):
                 image, factor = fit_image(dataset[i]["image"], size)
                 image = (image * to(IMAGENET_STD) + to(IMAGENET_MEAN) - to(mean)) / to(std)
-                maps = model.encode_patches(image[None].to(device), positions=positions).movedim(3, 1)         # (1, E, h, w)
-                pooled = pool_regions(maps, [shrink_boxes(boxes, shrink) * factor], size // maps.shape[3]).cpu()
-                cosines = torch.nn.functional.normalize(pooled, dim=1) @ texts.T                               # (n, K)
+                maps = model.encode_patches(image[None].to(device),
+                                            positions=positions).movedim(3, 1)  # (1, E, h, w)
+                pooled = pool_regions(maps, [shrink_boxes(boxes, shrink) * factor],
+                                      size // maps.shape[3]).cpu()
+                cosines = torch.nn.functional.normalize(pooled, dim=1) @ texts.T  # (n, K)
                 ranks.append((cosines > cosines.gather(1, mine[:, None])).sum(1))
                 labels.append(mine)
             tally.update(1)
-    if not ranks: raise BadInput(f"{dataset.annotations}: holds no box of a known category; nothing can be recognised.")
+    if not ranks:
+        raise BadInput(f"{dataset.annotations}: holds no box of a known category; nothing can be "
+                       f"recognised.")
     return torch.cat(ranks), torch.cat(labels)
 
-def accuracies(ranks: torch.Tensor, labels: torch.Tensor, names: list[str], base: list[str], novel: list[str]) -> dict[str, float]:
-    "Percent: top1, top5, class_mean (top1 averaged over classes) and, where classes are divided, base and novel top1."
+def accuracies(ranks: torch.Tensor, labels: torch.Tensor, names: list[str], base: list[str],
+               novel: list[str]) -> dict[str, float]:
+    """Percent: top1, top5, class_mean (top1 averaged over classes) and, where classes are divided,
+    base and novel top1.
+    """
     right = ranks == 0
     groups = {"base_top1": base, "novel_top1": novel} if novel else {}
     held = {k: right[labels == k].double().mean().item() for k in labels.unique().tolist()}
-    found = {"top1": right.double().mean().item(), "top5": (ranks < 5).double().mean().item(), "class_mean": sum(held.values()) / len(held)}
+    found = {"top1": right.double().mean().item(), "top5": (ranks < 5).double().mean().item(),
+             "class_mean": sum(held.values()) / len(held)}
     for name, members in groups.items():
         inside = torch.isin(labels, torch.tensor([names.index(n) for n in members]))
         if inside.any(): found[name] = right[inside].double().mean().item()
@@ -85,22 +111,32 @@ def accuracies(ranks: torch.Tensor, labels: torch.Tensor, names: list[str], base
 
 # %% ../../nbs/evaluation/region_recognition.ipynb #e889cdb1
 def eval_region_recognition(
-    bench, spec=None, sizes: tuple[int, ...] | None = None, positions: bool = True, shrink: float = 1., templates: str = "few",
+    bench, spec=None, sizes: tuple[int, ...] | None = None,
+    positions: bool = True, shrink: float = 1., templates: str = "few",
 ) -> list[tuple]:
-    "Annotated boxes named by frozen features: top1, top5, class_mean, and base and novel top1 at each size."
+    """Annotated boxes named by frozen features: top1, top5, class_mean, and base and novel top1 at
+    each size.
+    """
     model = region_model(bench.vit)
     number, names, base, novel = region_classes(bench)
     patch = model.encoder.patch_embed.patch_size[0]
     own = model.encoder.patch_embed.img_size[0]
     sizes = sizes or tuple(round(own * f / patch) * patch for f in (1, 1.5, 2))
     for size in sizes:
-        if size < patch or size % patch: raise BadInput(f"region_recognition.sizes: {size} is not a multiple of the model's patch of {patch} pixels.")
-    if not 0 < shrink <= 1: raise BadInput(f"region_recognition.shrink is {shrink}; give a factor above 0, at most 1.")
+        if size < patch or size % patch:
+            raise BadInput(f"region_recognition.sizes: {size} is not a multiple of the model's "
+                           f"patch of {patch} pixels.")
+    if not 0 < shrink <= 1:
+        raise BadInput(f"region_recognition.shrink is {shrink}; give a factor above 0, at most 1.")
     prompts, found = read_templates(templates), []
     bench.begin()
     texts = class_vectors(model.to(bench.device), [clean_name(n) for n in names], prompts)
     for size in sizes:
-        ranks, labels = region_ranks(model, bench.data("test"), texts, number, size, positions, shrink, bench.device, bench.options["progress"])
-        protocol = dict(size=size, positions=positions, shrink=shrink, templates=templates, num_templates=len(prompts), classes=len(names), chance=round(100 / len(names), 4))
-        found += [(metric, value, len(labels), protocol) for metric, value in accuracies(ranks, labels, names, base, novel).items()]
+        ranks, labels = region_ranks(model, bench.data("test"), texts, number, size, positions,
+                                     shrink, bench.device, bench.options["progress"])
+        protocol = dict(size=size, positions=positions, shrink=shrink, templates=templates,
+                        num_templates=len(prompts), classes=len(names),
+                        chance=round(100 / len(names), 4))
+        found += [(metric, value, len(labels), protocol)
+                  for metric, value in accuracies(ranks, labels, names, base, novel).items()]
     return found

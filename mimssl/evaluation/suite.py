@@ -29,7 +29,9 @@ from .lowshot import (LOWSHOT_FORMS, classify, draw_subset, list_files,
                                        mean_and_std, read_subset)
 from .linear import (FORMS, AugmentedFeatures, CachedFeatures, check_classes,
                                       fitting_batch, probe_form, train_probe)
+from .open_vocabulary import eval_open_vocabulary
 from .prompt_segmentation import eval_prompt_segmentation
+from .region_recognition import eval_region_recognition
 from .retrieval import eval_retrieval, eval_zero_shot, load_open_clip
 from .semseg import eval_semseg, eval_semseg_knn
 from .similarity import eval_similarity
@@ -429,7 +431,9 @@ SUITE = {"knn": _knn("dino"),
          "prompt_segmentation": Evaluation(eval_prompt_segmentation),
          "similarity": Evaluation(eval_similarity),
          "retrieval": Evaluation(eval_retrieval),
-         "zero_shot": Evaluation(eval_zero_shot)}
+         "zero_shot": Evaluation(eval_zero_shot),
+         "region_recognition": Evaluation(eval_region_recognition),
+         "open_vocabulary": Evaluation(eval_open_vocabulary)}
 
 def suite_names(suite) -> list[str]:
     """The evaluations in `suite` ('knn,linear', or a list).

@@ -33,31 +33,39 @@ def photo_masks(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int])
     return paste_masks_in_image(masks[:, None].float(), boxes, size)[:, 0] >= .5
 
 def coco_records(
-    found: dict,                     # boxes (n, 4) of the square, scores (n,), labels (n,) and, where wanted, masks (n, 28, 28)
+    # boxes (n, 4) of the square, scores (n,), labels (n,) and, where wanted, masks (n, 28, 28)
+    found: dict,
     image_id: int, factor: float, size: tuple[int, int],
     ids: list[int],                  # category id of each label
 ) -> list[dict]:
     "COCO's records of one image. Raises `BadInput` when masks are to be coded without pycocotools."
     boxes = photo_boxes(found["boxes"].cpu(), factor, size)
-    records = [{"image_id": image_id, "category_id": ids[k], "score": s, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-               for (x1, y1, x2, y2), s, k in zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist())]
+    records = [{"image_id": image_id, "category_id": ids[k],
+                "score": s, "bbox": [x1, y1, x2 - x1, y2 - y1]} for (x1, y1, x2, y2), s, k in zip(
+                    boxes.tolist(), found["scores"].tolist(), found["labels"].tolist())]
     if "masks" in found:
-        for record, mask in zip(records, photo_masks(found["masks"].cpu(), boxes, size)): record["segmentation"] = encode_mask(mask)
+        for record, mask in zip(records, photo_masks(found["masks"].cpu(), boxes, size)):
+            record["segmentation"] = encode_mask(mask)
     return records
 
 def encode_mask(mask: torch.Tensor) -> dict:
     "A mask (H, W) bool as COCO's compressed run-length code, JSON-able."
     try: from pycocotools import mask as rle
-    except ImportError: raise BadInput("masks as COCO's records need the package pycocotools; install it with pip.") from None
+    except ImportError:
+        raise BadInput("masks as COCO's records need the package pycocotools; install it with "
+                       "pip.") from None
     code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 # %% ../../nbs/parts/detections.ipynb #1544e555
 def draw_detections(image, records: list[dict], names: dict[int, str], best: int = 20):
-    "A matplotlib figure of a PIL image with the `best` records drawn into it: masks, boxes, names and scores."
+    """A matplotlib figure of a PIL image with the `best` records drawn into it: masks, boxes, names
+    and scores.
+    """
     import matplotlib.pyplot as plt
     from mimssl.data.sources import decode_mask
-    fig, ax = plt.subplots(figsize=(6, 6 * image.height / image.width), dpi=144, layout="constrained")
+    fig, ax = plt.subplots(figsize=(6, 6 * image.height / image.width), dpi=144,
+                           layout="constrained")
     ax.imshow(image); ax.set_axis_off()
     colours = {k: plt.get_cmap("tab10")(i % 10) for i, k in enumerate(names)}
     for r in sorted(records, key=lambda r: r["score"])[-best:]:
@@ -66,6 +74,7 @@ def draw_detections(image, records: list[dict], names: dict[int, str], best: int
         if "segmentation" in r:
             mask = decode_mask(r["segmentation"], image.height, image.width).numpy()
             ax.imshow(np.where(mask[..., None], (*c[:3], .35), 0))
-        ax.text(x, y, f"{names[r['category_id']]} {r['score']:.2f}", fontsize=7, color="w", va="bottom", bbox=dict(fc=c, ec="none", pad=1))
+        ax.text(x, y, f"{names[r['category_id']]} {r['score']:.2f}", fontsize=7, color="w",
+                va="bottom", bbox=dict(fc=c, ec="none", pad=1))
     ax.set_xlim(-.5, image.width - .5); ax.set_ylim(image.height - .5, -.5)
     return fig

@@ -12,34 +12,47 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/prompts.ipynb #4f87347a
 TEMPLATES = {
-    "plain": ["{article} {}"],
-    "one": ["a photo of {article} {}."],
+    "plain": ["{article} {}"], "one": ["a photo of {article} {}."],
     "few": ["a photo of {article} {}.", "a picture that shows {article} {}.", "a photo of the {}.",
-            "{article} {} seen from near by.", "a small picture of {article} {}.", "a scene with {article} {} in it."],
+            "{article} {} seen from near by.",
+            "a small picture of {article} {}.", "a scene with {article} {} in it."],
 }
 
 def article(name: str) -> str: return "an" if name[:1].lower() in tuple("aeiou") else "a"
 
 def clean_name(name: str, qualifier: bool = True) -> str:
-    "The name of a class as words: no underscores, brackets or capitals; '/' is 'or'; without `qualifier` nothing of what stood in brackets."
+    """The name of a class as words: no underscores, brackets or capitals; '/' is 'or'; without
+    `qualifier` nothing of what stood in brackets.
+    """
     if not qualifier: name = name.split("(")[0]
-    for old, new in (("_", " "), ("(", " "), (")", " "), ("/", " or ")): name = name.replace(old, new)
+    for old, new in (("_", " "), ("(", " "), (")", " "), ("/", " or ")):
+        name = name.replace(old, new)
     return " ".join(name.lower().split()).rstrip(".")
 
 def read_templates(which: str) -> list[str]:
-    "Templates by name (plain, one, few, clip7, clip80) or from a text file, one a line. Raises `BadInput` for an unknown name or a line without '{}'."
+    """Templates by name (plain, one, few, clip7, clip80) or from a text file, one a line.
+
+    Raises `BadInput` for an unknown name or a line without '{}'.
+    """
     if which in TEMPLATES: return TEMPLATES[which]
     if which in ("clip7", "clip80"):
         try: import open_clip
-        except ImportError: raise BadInput(f"the templates {which} come with the package open_clip_torch; install it with pip, or use one or few.") from None
-        return [t("{}") for t in (open_clip.SIMPLE_IMAGENET_TEMPLATES if which == "clip7" else open_clip.OPENAI_IMAGENET_TEMPLATES)]
+        except ImportError:
+            raise BadInput(f"the templates {which} come with the package open_clip_torch; install "
+                           f"it with pip, or use one or few.") from None
+        return [t("{}") for t in (open_clip.SIMPLE_IMAGENET_TEMPLATES if which == "clip7"
+                                  else open_clip.OPENAI_IMAGENET_TEMPLATES)]
     if not Path(which).is_file():
-        raise BadInput(f"templates '{which}' are unknown; use plain, one, few, clip7, clip80 or a text file with one template a line.")
-    lines = [line.strip() for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise BadInput(f"templates '{which}' are unknown; use plain, one, few, clip7, clip80 or a "
+                       f"text file with one template a line.")
+    lines = [line.strip()
+             for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
     for line in lines or [""]:
         try: fits = "{}" in line and line.format("x", article="a")
         except (KeyError, IndexError, ValueError): fits = False
-        if not fits: raise BadInput(f"{which}: '{line}' is no template; write {{}} where the name shall stand, and {{article}} for a or an.")
+        if not fits:
+            raise BadInput(f"{which}: '{line}' is no template; write {{}} where the name shall "
+                           f"stand, and {{article}} for a or an.")
     return lines
 
 # %% ../../nbs/parts/prompts.ipynb #052cf280
@@ -49,7 +62,10 @@ def prompt_ensemble(features: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def class_vectors(model, names: list[str], templates: list[str], batch: int = 256) -> torch.Tensor:
-    "Unit vectors (C, D) float32 on the CPU, one for each class name, by the text tower of `model` (its `encode_text` takes sentences)."
+    """Unit vectors (C, D) float32 on the CPU, one for each class name, by the text tower of `model`
+    (its `encode_text` takes sentences).
+    """
     texts = [t.format(name, article=article(name)) for name in names for t in templates]
-    found = [model.encode_text(texts[i:i + batch]).float().cpu() for i in range(0, len(texts), batch)]
+    found = [model.encode_text(texts[i:i + batch]).float().cpu()
+             for i in range(0, len(texts), batch)]
     return prompt_ensemble(torch.cat(found).unflatten(0, (len(names), len(templates))))

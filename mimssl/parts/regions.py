@@ -12,7 +12,9 @@ from ..data.settings import BadInput
 
 # %% ../../nbs/parts/regions.ipynb #ba376d6e
 def check_boxes(boxes: torch.Tensor, size: tuple[int, int], where: str):
-    "Raises `BadInput` for a box of `boxes` (N, 4) that has no area or leaves the image of `size` = (height, width)."
+    """Raises `BadInput` for a box of `boxes` (N, 4) that has no area or leaves the image of `size`
+    = (height, width).
+    """
     H, W = size
     for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         said = f"{where}: box {i} is ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
@@ -32,8 +34,12 @@ def shrink_boxes(boxes: torch.Tensor, factor: float = .7) -> torch.Tensor:
     return torch.cat([centre - half, centre + half], 1)
 
 # %% ../../nbs/parts/regions.ipynb #61edc0fb
-def pool_regions(maps: torch.Tensor, boxes: list[torch.Tensor], stride: int, size: int = 14) -> torch.Tensor:
-    "Mean feature (N, D) float32 of each box: maps (B, D, h, w), for each image its boxes (n, 4) in pixels."
+def pool_regions(maps: torch.Tensor, boxes: list[torch.Tensor], stride: int,
+                 size: int = 14) -> torch.Tensor:
+    """Mean feature (N, D) float32 of each box: maps (B, D, h, w), for each image its boxes (n, 4)
+    in pixels.
+    """
     maps = maps.float()
-    cells = roi_align(maps, [b.to(maps) for b in boxes], size, 1 / stride, sampling_ratio=2, aligned=True)
+    cells = roi_align(maps, [b.to(maps) for b in boxes], size, 1 / stride, sampling_ratio=2,
+                      aligned=True)
     return cells.mean((2, 3))                                                        # (N, D)
