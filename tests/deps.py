@@ -49,13 +49,29 @@ def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
     cells = json.loads(notebook.read_text())["cells"]
     direct = set(also).union(*(imported("".join(c["source"]))
                                for c in cells if c["cell_type"] == "code"))
-    return {str(f.relative_to(ROOT)) for d in direct for f in closure(d)}
+    found = {f for d in direct for f in closure(d)}
+    if ROOT / "mimssl/evaluation/suite.py" in found:
+        found |= {f for e in evaluation_files() for f in closure(e)}
+    return {str(f.relative_to(ROOT)) for f in found}
 
 
 def method_file(recipe: str) -> Path:
-    "The file of a recipe's method, which is imported by name."
-    from mimssl.methods.method import TRAINED
-    return module_file(TRAINED[PARAMS["recipes"][recipe]["method"]].split(":")[0])
+    """The file of a recipe's method, which is imported by name. The stages of the study know a method
+    by its file in mimssl/methods, so one of another package has a module there that imports it.
+    """
+    method = PARAMS["recipes"][recipe]["method"]
+    file = module_file(f"mimssl.methods.{method}")
+    assert file, f"recipe '{recipe}': method '{method}' is no module of mimssl/methods"
+    return file
+
+
+def evaluation_files() -> set[Path]:
+    "The files of the evaluations that a profile's study or sweeps name, which are imported by name."
+    from mimssl.evaluation.suite import evaluations
+    suites = [p["study"].get("suite") for p in PROFILES if "study" in p]
+    suites += [sweep.get("suite") for p in PROFILES for sweep in (p.get("sweeps") or {}).values()]
+    names = {name for suite in suites if isinstance(suite, dict) for name in suite}
+    return {module_file(evaluations()[name].function.__module__) for name in names}
 
 
 def recipes_of(stage: str) -> list[str]:

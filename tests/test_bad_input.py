@@ -29,10 +29,10 @@ def pretrain(capsys, *more): return refused(capsys, "pretrain", "--recipe", "mae
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ("epoch=3", "no parameter 'epoch' (did you mean 'epochs'?)"),
+    ("epoch=3", "no option 'epoch' (did you mean 'epochs'?)"),
     ("optimiser.warmup_epoch=3", "did you mean 'warmup_epochs'?"),
     ("encoder.size=tinny", "encoder size 'tinny' is unknown"),
-    ("encoder.embed_dim=wide", "embed_dim is 'wide'; give a value of type int"),
+    ("encoder.embed_dim=wide", "embed_dim is 'wide'; give a whole number"),
     ("options.mask_ration=0.5", "did you mean 'mask_ratio'?"),
     ("options.mask_ratio=1.2", "mask_ratio is 1.2"),
     ("options.mask_ratio=0.99", "leaves none of 16 patches visible"),

@@ -10,7 +10,7 @@ from mimssl.cli import main
 from mimssl.data.records import read_records, untimed
 from mimssl.data.per_image import read_outcomes
 from mimssl.data.scenes import davis_palette, generate
-from mimssl.evaluation.suite import SUITE
+from mimssl.evaluation.suite import evaluations
 from mimssl.parts.encoder import save_encoder
 from tiny import make_study
 
@@ -124,7 +124,7 @@ def sentence(result) -> str:
 @pytest.mark.parametrize(
     "suite, options, expected",
     [
-        ("kn", "", "evaluation 'kn' is not in the suite; use knn, "),
+        ("kn", "", "evaluation 'kn' is not in the suite (did you mean 'knn'?); use "),
         ("knn", "knn.kss=[2]", "'knn' has no option 'kss'; it knows ks, temperature"),
         ("knn", "linear.epochs=2", "not among the evaluations knn; add it"),
         ("knn", "ks=[2]", "does not name its evaluation"),
@@ -523,7 +523,7 @@ def test_dense_evaluations_from_end_to_end(home, tmp_path, monkeypatch, dataset)
     for name in ("encoder.safetensors", "untrained"):
         assert {record["evaluation"] for record in records if record["run"] == name} == names
     assert {record["evaluation"] for record in records
-            if record["run"] == "pixels"} == {n for n in names if SUITE[n].on_pixels}, (
+            if record["run"] == "pixels"} == {n for n in names if evaluations()[n].on_pixels}, (
                 "raw pixels do what needs no encoder, and nothing else")
     for run_name in {record["run"] for record in records}:
         peaks = [record for record in records if record["run"] == run_name

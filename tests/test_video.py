@@ -8,7 +8,7 @@ from PIL import Image
 from mimssl.data.scenes import davis_palette
 from mimssl.data.settings import BadInput
 from mimssl.data.sources import locate, open_dataset
-from mimssl.evaluation.suite import Bench, PixelBench
+from mimssl.evaluation.evaluation import Bench, PixelBench
 from mimssl.evaluation.davis import (MEASURES, Propagation, davis_scores, eval_davis, follow,
                                      label_maps, object_scores, propagate, read_out, score_folder)
 from mimssl.parts.encoder import EncoderConfig, build_encoder, init_xavier

@@ -17,7 +17,7 @@ FIELDS = ("run", "method", "dataset", "evaluation", "metric", "value", "count", 
 def metric_record(
     # the trained run, e.g. 'mae-s0'; baselines 'pixels', 'untrained'; a paper's number: its model
     run: str,
-    method: str,           # 'mae', 'dino', ... as in METHODS, or 'pixels', 'untrained'
+    method: str,           # 'mae', 'dino', ... a method's name, or 'pixels', 'untrained'
     evaluation: str,       # 'knn', 'linear', ...
     metric: str,           # 'top1', 'miou', ...; accuracies, IoU and AP in percent
     value: float,          # the number; NaN is stored as null

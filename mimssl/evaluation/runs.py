@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pathlib import Path
 from ..data.settings import BadInput, settings
 from .features import FeatureSpec
-from .suite import SUITE, Bench, PixelBench, run_suite, suite_names, untrained
+from .evaluation import Bench, PixelBench
+from .suite import evaluations, run_suite, suite_names, untrained
 from ..parts.encoder import EncoderConfig, build_encoder, load_encoder
 
 # %% ../../nbs/evaluation/runs.ipynb #48116a33
@@ -59,7 +60,7 @@ def score(bench: Bench, study: dict, about: dict) -> list[dict]:
     records = []
     for dataset, suite in by_dataset(study).items():
         suite = {n: o for n, o in suite.items() if bench.vit is not None
-                 or SUITE[suite_names([n])[0]].on_pixels}
+                 or evaluations()[suite_names([n])[0]].on_pixels}
         if suite:
             records += run_suite(bench if dataset == bench.dataset else bench.on(dataset),
                                  list(suite), options=suite, **about)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from torch import nn
 from timm.layers import trunc_normal_
 from timm.models import VisionTransformer
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import multi_crop
-from .method import At, Method, check_options, make_options
+from .method import At, Method
 from ..parts.distributed import mean_over_processes
 from ..parts.encoder import (EncoderConfig, build_encoder, embed_patches, patch_positions,
                                   patchify, prefix_tokens, run_blocks)
@@ -166,13 +167,17 @@ def mean_entropy(p: torch.Tensor) -> torch.Tensor:
 # %% ../../nbs/methods/dino.ipynb #3625f332
 class DINO(Method):
     "Self-distillation with no labels (2104.14294)."
+    Options = DINOOptions
+    tiny = {"": dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16,
+                     use_bn=True),
+            "global": dict(local_crops=0, use_bn=False)}
     official = {"encoder.": "student.backbone.", "head.": "student.head.",
                 "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.",
                 "loss.centre": "dino_loss.center"}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(DINOOptions, options, "dino")
+        self.options = o = build(self.Options, options, "method 'dino'")
         self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size),
                                 o.local_crops, o.global_scale, o.local_scale)
         self.encoder = init_dino(build_encoder(encoder))

@@ -10,12 +10,13 @@ import torch
 from dataclasses import dataclass
 from torch import nn
 from timm.models import VisionTransformer
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import multi_crop
 from .dino import (cross_crop_loss, encode_crops, epoch_number, init_dino,
                                  local_crop_size, mean_cosine, mean_entropy, move_centre,
                                  teacher_temperature)
-from .method import At, Method, check_options, make_options
+from .method import At, Method
 from ..parts.blockwise import block_masks, mask_ratios
 from ..parts.encoder import EncoderConfig, build_encoder
 from ..parts.heads import IBOTHead
@@ -155,13 +156,18 @@ class IBOTLoss(nn.Module):
 # %% ../../nbs/methods/ibot.ipynb #65ed6969
 class IBOT(Method):
     "Image BERT pre-training with an online tokeniser (2111.07832)."
+    Options = IBOTOptions
+    tiny = {"": dict(out_dim=64, patch_out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2,
+                     local_size=16),
+            "separate": dict(patch_out_dim=32, shared_head=False, shared_head_teacher=False),
+            "few": dict(mask_shape="random")}
     official = {"encoder.": "student.backbone.", "mask_token": "student.backbone.masked_embed",
                 "head.": "student.head.", "teacher.encoder.": "teacher.backbone.",
                 "teacher.head.": "teacher.head.", "loss.centre": "ibot_loss.center"}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(IBOTOptions, options, "ibot")
+        self.options = o = build(self.Options, options, "method 'ibot'")
         self.crops = multi_crop(encoder.image_size, local_crop_size(encoder, o.local_size),
                                 o.local_crops, o.global_scale, o.local_scale)
         self.grid, D = encoder.grid, encoder.embed_dim

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from timm.layers import Mlp
 from timm.layers.attention import Attention
 from torch import nn
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import mae_view
-from .method import Method, check_options, make_options
+from .method import Method
 from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import mean_over_processes
 from ..parts.encoder import (EncoderConfig, build_encoder, encode_patches, gather_tokens,
@@ -203,6 +204,9 @@ class LatentMIMOptions:
 # %% ../../nbs/methods/latent_mim.ipynb #67998e5a
 class LatentMIM(Method):
     "Latent masked image modelling (2407.15837)."
+    Options = LatentMIMOptions
+    tiny = {"": dict(num_visible=6, gap=2, projector_dim=32, decoder_dim=32, decoder_depth=1,
+                     decoder_heads=2)}
     official = {"encoder.patch_embed.": "encoder.embed.",
                 "encoder.pos_embed": "encoder.pos_embed.pos_embeds", "projector.": "encoder.head.",
                 "target_encoder.patch_embed.": "target_encoder.embed.",
@@ -212,7 +216,7 @@ class LatentMIM(Method):
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(LatentMIMOptions, options, "latent_mim")
+        self.options = o = build(self.Options, options, "method 'latent_mim'")
         # one masked patch alone has no std and no rival
         fewest = 2 if o.loss == "patch_discrimination" else 1
         if not 1 <= o.num_visible <= encoder.num_patches - fewest:

@@ -8,9 +8,10 @@ __all__ = ['MAEOptions', 'MAE', 'reconstruct']
 # %% ../../nbs/methods/mae.ipynb #ea2fdc4c
 import torch
 from dataclasses import dataclass
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import mae_view
-from .method import Method, check_options, make_options
+from .method import Method
 from ..parts.decoders import MAEDecoder
 from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, init_xavier,
                                   patchify, unpatchify)
@@ -36,6 +37,7 @@ class MAEOptions:
 class MAE(Method):
     "Masked autoencoder (2111.06377)."
     Options = MAEOptions
+    tiny = {"": dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)}
     official = {"encoder.": "", "decoder.pos_embed": "decoder_pos_embed",
                 "decoder.mask_token": "mask_token", "decoder.embed.": "decoder_embed.",
                 "decoder.blocks.": "decoder_blocks.", "decoder.norm.": "decoder_norm.",
@@ -43,7 +45,7 @@ class MAE(Method):
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(self.Options, options, "mae")
+        self.options = o = build(self.Options, options, "method 'mae'")
         if num_visible(encoder.num_patches, o.mask_ratio) == encoder.num_patches:
             raise BadInput(f"mask_ratio {o.mask_ratio} masks no patch; raise it.")
         self.image_size, self.patch_size = encoder.image_size, encoder.patch_size

@@ -4,23 +4,21 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Queue', 'HeadOptions', 'NNCLRHead', 'SimSiamHead', 'BarlowHead', 'MAECTOptions', 'pool', 'head_loss',
-           'MAECT', 'MAENNCLROptions', 'MAENNCLR', 'MAECTStage1']
+           'whole_queue', 'MAECT']
 
 # %% ../../nbs/methods/mae_ct.ipynb #ba4bf879
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import byol_views, crop_flip_views
-from .mae import MAE, MAEOptions
-from .method import Method, check_options, layer_lr_scale, make_options
+from .method import Method, layer_lr_scale
 from ..parts.distributed import gather, mean_over_processes, rank
-from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, init_xavier,
-                                  patchify)
+from ..parts.encoder import EncoderConfig, build_encoder, encode, init_xavier
 from ..parts.heads import projection_mlp
-from ..parts.losses import info_nce, patch_mse, standardise_patches
-from ..parts.masking import random_masking
+from ..parts.losses import info_nce
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mae_ct.ipynb #6a2373d1
@@ -190,12 +188,19 @@ def head_loss(head: nn.Module, pooled: torch.Tensor, batch: dict, draws) -> dict
     out = head(list(pooled.chunk(2)), ids, labels, dice)
     return {k: v for k, v in out.items() if k != "slots"}
 
+def whole_queue(options: type[HeadOptions], batch_size: int) -> dict:
+    "The size of the queue of `options`, rounded to whole batches."
+    return {"queue_size": max(1, options.queue_size // batch_size) * batch_size}
+
 # %% ../../nbs/methods/mae_ct.ipynb #b835f9d6
 class MAECT(Method):
     "Head initialisation and contrastive tuning of a masked autoencoder (2304.10520)."
+    Options = MAECTOptions
+    tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64,
+                     target_momentum=.9, stage="tune")}
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(MAECTOptions, options, "mae_ct")
+        self.options = o = build(self.Options, options, "method 'mae_ct'")
         self.image_size, self.depth = encoder.image_size, encoder.depth
         if (o.frozen_blocks or 0) > self.depth:
             raise BadInput(f"frozen_blocks is {o.frozen_blocks}, but the encoder has {self.depth} "
@@ -205,6 +210,9 @@ class MAECT(Method):
         if o.stage == "tune": self.ema_encoder = copy_as_teacher(self.encoder)
         for name, p in self.encoder.named_parameters():
             if o.stage == "head" or self.is_frozen(name): p.requires_grad_(False)
+
+    @classmethod
+    def fit_batch(cls, batch_size: int) -> dict: return whole_queue(cls.Options, batch_size)
 
     def is_frozen(self, name: str) -> bool:
         "Is this encoder parameter (timm's name) frozen in stage 3?"
@@ -241,53 +249,3 @@ class MAECT(Method):
     def lr_scale(self, name: str) -> float:
         return (layer_lr_scale(name.removeprefix("encoder."), self.depth, self.options.layer_decay)
                 if name.startswith("encoder.") else 1.)
-
-# %% ../../nbs/methods/mae_ct.ipynb #d0ff3ab8
-@dataclass(frozen=True)
-class MAENNCLROptions(HeadOptions, MAEOptions):
-    "MAE's and the head's options, and how they are joined."
-    num_views: int = 2
-    pooling: str = "mean"
-    loss_weight: float = 1.        # lambda
-    detach: bool = False           # no gradient from the head to the encoder
-
-    def __post_init__(self):
-        HeadOptions.__post_init__(self); MAEOptions.__post_init__(self)
-        check_options(self, least={"loss_weight": 0}, choices={"pooling": ("mean", "cls")})
-        if self.num_views != 2:
-            raise BadInput(f"mae_nnclr: num_views is {self.num_views}, but NNCLR compares two "
-                           f"views of an image; give 2.")
-
-class MAENNCLR(MAE):
-    "MAE and NNCLR trained together (2304.10520, the combined baseline)."
-    Options = MAENNCLROptions
-
-    def __init__(self, encoder: EncoderConfig, **options):
-        super().__init__(encoder, **options)
-        self.head = NNCLRHead(encoder.embed_dim, self.options)
-
-    def forward(self, batch, draws, at) -> dict:
-        o, images = self.options, batch["global"].flatten(0, 1)  # (2*B, 3, S, S)
-        noise = draws.rand("mask", len(batch["index"]), 2,
-                           self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
-        keep, masked = random_masking(noise, o.mask_ratio)
-        with draws.scope("drop_path"): tokens = encode(self.encoder, images, keep)
-        target = gather_tokens(patchify(images, self.patch_size), masked)
-        mae = patch_mse(self.decoder(tokens, keep, masked),
-                        standardise_patches(target) if o.norm_pix else target)
-        out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch,
-                        draws)
-        return {"loss": mae + o.loss_weight * out["loss"], "mae": mae.detach(),
-                "nnclr": out["loss"].detach(), "neighbour_accuracy": out["neighbour_accuracy"]}
-
-    def after_step(self, at): self.head.after_step()
-
-# %% ../../nbs/methods/mae_ct.ipynb #f0cfc166
-class MAECTStage1(MAE):
-    "MAE in the naming and shapes of the MAE-CT repository's training checkpoints."
-    official = {"decoder.head.": "decoder.pred."}
-
-    def as_official(self, name, x): return x[:, 1:] if name.endswith("pos_embed") else x
-
-    def from_official(self, name, x):
-        return F.pad(x, (0, 0, 1, 0)) if name.endswith("pos_embed") else x

@@ -14,11 +14,12 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from timm.models import VisionTransformer
 from timm.layers import trunc_normal_
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import PilBlur, multi_crop, to_normalised
 from .dino import (encode_crops, epoch_number, init_dino, local_crop_size,
                                  mean_cosine, mean_entropy, move_centre, teacher_temperature)
-from .method import At, Method, check_options, make_options
+from .method import At, Method
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
 from ..parts.encoder import EncoderConfig, build_encoder, patchify, unpatchify
@@ -220,9 +221,15 @@ def crop_by_crop(head: nn.Sequential, x: torch.Tensor, B: int) -> torch.Tensor:
 # %% ../../nbs/methods/mmc.ipynb #2dacc54c
 class MMC(Method):
     "Masked momentum contrastive learning (2308.11448), reconstructed."
+    Options = MMCOptions
+    tiny = {"": dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16,
+                     cls_hidden_dim=32, cls_out_dim=16, max_block=.6, head_layers=1, cls_weight=.5),
+            "contrast": dict(pat_loss="contrast", combine="both", predictor=True, two_tau=False,
+                             rec_average="images"),
+            "few": dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3)}
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(MMCOptions, options, "mmc")
+        self.options = o = build(self.Options, options, "method 'mmc'")
         if o.align is None: self.options = o = replace(o, align=encoder.patch_size)
         check_blocks(max(o.noise_area, o.alien_area), encoder.image_size, o.align, o.max_block)
         self.patch_size, D = encoder.patch_size, encoder.embed_dim

@@ -7,13 +7,14 @@ __all__ = ['EPS', 'OFFICIAL', 'MOCAOptions', 'mask_counts', 'complementary_masks
            'push', 'CodewordNorm', 'PrototypeGenerator', 'CondenserDecoder', 'encode_at', 'divergence', 'MOCA']
 
 # %% ../../nbs/methods/moca.ipynb #178b82a7
-import torch
+import math, torch
 import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
+from ..data.options import build, check_options
 from ..data.settings import BadInput
 from ..data.views import byol_views
-from .method import Method, check_options, make_options
+from .method import Method
 from ..parts.decoders import check_decoder, fixed_positions, transformer_blocks
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.encoder import (EncoderConfig, build_encoder, embed_patches,
@@ -303,11 +304,17 @@ OFFICIAL |= {f"codebook.{k}": f"bow_extractor.bow_extractor.0._{v}" for k, v in 
 # %% ../../nbs/methods/moca.ipynb #6f70ecdd
 class MOCA(Method):
     "Masked online codebook assignment prediction (2307.09361)."
+    Options = MOCAOptions
+    tiny = {"": dict(num_codewords=32, num_new_codewords=8, skip_offset=1, early_layer=1,
+                     decoder_dim=32, decoder_depth=1, decoder_heads=2),
+            "cls": dict(pooling="cls", new_codeword="mean", mask_ratios=[.6],
+                        decoder_mask_ratios=[.3]),
+            "released": dict(codebook="released")}
     official = OFFICIAL
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(MOCAOptions, options, "moca")
+        self.options = o = build(self.Options, options, "method 'moca'")
         self.image_size, self.patch_size, dim = (encoder.image_size, encoder.patch_size,
                                                  encoder.embed_dim)
         self.counts = mask_counts(encoder.num_patches, o.mask_ratios, o.decoder_mask_ratios)
@@ -325,6 +332,10 @@ class MOCA(Method):
                                             o.decoder_heads, encoder.mlp_ratio)
             self.token_prototypes = init_xavier(PrototypeGenerator(
                 dim, o.decoder_dim, o.generator_ratio, o.kappa))
+
+    @classmethod
+    def fit_batch(cls, batch_size: int) -> dict:
+        return {"num_new_codewords": math.gcd(cls.Options.num_new_codewords, batch_size)}
 
     def views(self) -> dict[str, list]:
         return {"global": byol_views(self.image_size, self.options.crop_scale)}

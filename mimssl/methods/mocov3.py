@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from timm.models import VisionTransformer
+from ..data.options import build, check_options
 from ..data.views import byol_views
 from .dino import mean_cosine
-from .method import At, Method, check_options, make_options
+from .method import At, Method
 from ..parts.distributed import gather, rank
 from ..parts.encoder import EncoderConfig, build_encoder, encode, sincos_table
 from ..parts.heads import projection_mlp
@@ -67,12 +68,14 @@ class MoCoV3Options:
 # %% ../../nbs/methods/mocov3.ipynb #c076cf44
 class MoCoV3(Method):
     "Momentum contrast for Vision Transformers (2104.02057)."
+    Options = MoCoV3Options
+    tiny = {"": dict(hidden_dim=32, out_dim=16)}
     official = {"encoder.": "base_encoder.", "head.": "base_encoder.head.",
                 "teacher.encoder.": "momentum_encoder.", "teacher.head.": "momentum_encoder.head."}
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
-        self.options = o = make_options(MoCoV3Options, options, "mocov3")
+        self.options = o = build(self.Options, options, "method 'mocov3'")
         self.image_size = encoder.image_size
         self.encoder = init_mocov3(build_encoder(encoder), o.freeze_patch_embed)
         self.head = projection_mlp(encoder.embed_dim, o.hidden_dim, o.hidden_dim, o.out_dim)

@@ -25,12 +25,17 @@ def contrastive_logits(
 
 # %% ../../nbs/parts/contrastive.ipynb #e6c952d4
 class LogitScale(nn.Module):
-    "The learned factor on cosines, 1 / temperature. Raises `BadInput` for a temperature that is not positive or already too sharp."
+    """The learned factor on cosines, 1 / temperature.
+
+    Raises `BadInput` for a temperature that is not positive or already too sharp.
+    """
     def __init__(self, temperature: float = .07, largest: float = 100.):
         super().__init__()
-        if not temperature > 0: raise BadInput(f"temperature is {temperature}; give a number above 0.")
+        if not temperature > 0:
+            raise BadInput(f"temperature is {temperature}; give a number above 0.")
         if 1 / temperature > largest:
-            raise BadInput(f"temperature {temperature} means a factor of {1 / temperature:g} on cosines, and {largest:g} is the largest; raise one of them.")
+            raise BadInput(f"temperature {temperature} means a factor of {1 / temperature:g} on "
+                           f"cosines, and {largest:g} is the largest; raise one of them.")
         self.largest = largest
         self.log = nn.Parameter(torch.tensor(-math.log(temperature)))        # theta
 
@@ -41,17 +46,21 @@ class LogitScale(nn.Module):
 
 # %% ../../nbs/parts/contrastive.ipynb #9532235b
 def symmetric_contrastive(
-    images: torch.Tensor,                # (B, E) features of any length; pair i is (images[i], texts[i])
-    texts: torch.Tensor,                 # (B, E)
+    images: torch.Tensor,  # (B, E) features of any length; pair i is (images[i], texts[i])
+    texts: torch.Tensor,   # (B, E)
     scale: torch.Tensor | float,
     bias: torch.Tensor | float | None = None,
 ) -> dict[str, torch.Tensor]:
-    """'loss', its halves 'image_to_text' and 'text_to_image', and 'found', the share of images whose own text is the most similar one.
+    """'loss', its halves 'image_to_text' and 'text_to_image', and 'found', the share of images
+    whose own text is the most similar one.
 
-    Compares with the rows of all processes; the mean over processes is the value of the global batch (2309.00775, §3.1)."""
-    v, l = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)          # v_i, l_j
-    rows = contrastive_logits(v, gather(l), scale, bias)                                  # (B, world*B)
-    columns = contrastive_logits(l, gather(v), scale, bias)                               # (B, world*B)
+    Compares with the rows of all processes; the mean over processes is the value of the global
+    batch (2309.00775, §3.1).
+    """
+    v, l = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)  # v_i, l_j
+    rows = contrastive_logits(v, gather(l), scale, bias)                          # (B, world*B)
+    columns = contrastive_logits(l, gather(v), scale, bias)                       # (B, world*B)
     own = rank() * len(v) + torch.arange(len(v), device=v.device)
-    i2t, t2i = F.cross_entropy(rows, own), F.cross_entropy(columns, own)                  # L_I2T, L_T2I
-    return {"loss": (i2t + t2i) / 2, "image_to_text": i2t, "text_to_image": t2i, "found": (rows.argmax(1) == own).float().mean()}
+    i2t, t2i = F.cross_entropy(rows, own), F.cross_entropy(columns, own)          # L_I2T, L_T2I
+    return {"loss": (i2t + t2i) / 2, "image_to_text": i2t, "text_to_image": t2i,
+            "found": (rows.argmax(1) == own).float().mean()}

@@ -29,14 +29,17 @@ class ImageText(nn.Module):
         encoder: VisionTransformer,
         text: TextTower,
         logit_scale: LogitScale | None = None,
-        pool: str = "mean",                      # what stands for the image: the 'mean' patch token, or 'cls'
-        projection: nn.Linear | None = None,     # from the encoder's width to E; None: they are equal
-        pixel_stats: tuple | None = None,        # (mean, std) of the pixels that the encoder expects; None: ImageNet's
+        pool: str = "mean",  # what stands for the image: the 'mean' patch token, or 'cls'
+        projection: nn.Linear | None = None,  # from the encoder's width to E; None: they are equal
+        # (mean, std) of the pixels that the encoder expects; None: ImageNet's
+        pixel_stats: tuple | None = None,
     ):
         super().__init__()
         if pool not in ("mean", "cls"): raise BadInput(f"pool is '{pool}'; use mean or cls.")
-        if pool == "cls" and encoder.cls_token is None: raise BadInput("pool is 'cls', but this encoder has no class token; use mean.")
-        self.encoder, self.text, self.logit_scale, self.pool = encoder, text, logit_scale or LogitScale(), pool
+        if pool == "cls" and encoder.cls_token is None:
+            raise BadInput("pool is 'cls', but this encoder has no class token; use mean.")
+        self.encoder, self.text, self.logit_scale, self.pool = (
+            encoder, text, logit_scale or LogitScale(), pool)
         self.projection = projection or nn.Identity()
         if pixel_stats: self.pixel_stats = pixel_stats
 
@@ -44,7 +47,9 @@ class ImageText(nn.Module):
     def image_size(self) -> int: return self.encoder.patch_embed.img_size[0]
 
     def tokens(self, images: torch.Tensor, positions: bool = True) -> torch.Tensor:
-        "Images (B, 3, H, W) -> prefix and patch tokens (B, P+h*w, E) in the joint space; without `positions` as if they were dropped."
+        """Images (B, 3, H, W) -> prefix and patch tokens (B, P+h*w, E) in the joint space; without
+        `positions` as if they were dropped.
+        """
         p = self.encoder.patch_embed.patch_size[0]
         grid = images.shape[2] // p, images.shape[3] // p
         table = patch_positions(self.encoder, grid, "bilinear") * float(positions)
@@ -53,18 +58,26 @@ class ImageText(nn.Module):
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         "Normalised images (B, 3, H, W) -> features (B, E), of any length."
         tokens = self.tokens(images)
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, self.encoder.num_prefix_tokens:].mean(1)     # v
+        return (tokens[:, 0] if self.pool == "cls"
+                else tokens[:, self.encoder.num_prefix_tokens:].mean(1))  # v
 
     def encode_patches(self, images: torch.Tensor, positions: bool = True) -> torch.Tensor:
-        "Normalised images (B, 3, H, W) -> patch features (B, h, w, E), of any length; their mean is the image's feature where `pool` is 'mean'."
+        """Normalised images (B, 3, H, W) -> patch features (B, h, w, E), of any length; their mean
+        is the image's feature where `pool` is 'mean'.
+        """
         p = self.encoder.patch_embed.patch_size[0]
-        return self.tokens(images, positions)[:, self.encoder.num_prefix_tokens:].unflatten(1, (images.shape[2] // p, -1))
+        return self.tokens(images, positions)[:, self.encoder.num_prefix_tokens:].unflatten(
+            1, (images.shape[2] // p, -1))
 
-    def encode_regions(self, images: torch.Tensor, boxes: list[torch.Tensor], bins: int = 14, positions: bool = True) -> torch.Tensor:
-        "Mean feature of each box, by RoIAlign: images (B, 3, H, W) and a list of B tensors (n, 4) of pixels x1, y1, x2, y2 -> (sum n, E)."
-        maps = self.encode_patches(images, positions).movedim(3, 1)                                           # (B, E, h, w)
+    def encode_regions(self, images: torch.Tensor, boxes: list[torch.Tensor], bins: int = 14,
+                       positions: bool = True) -> torch.Tensor:
+        """Mean feature of each box, by RoIAlign: images (B, 3, H, W) and a list of B tensors (n, 4)
+        of pixels x1, y1, x2, y2 -> (sum n, E).
+        """
+        maps = self.encode_patches(images, positions).movedim(3, 1)  # (B, E, h, w)
         boxes = [b.to(maps) for b in boxes]
-        return roi_align(maps, boxes, bins, 1 / self.encoder.patch_embed.patch_size[0], 2, aligned=True).mean((2, 3))
+        return roi_align(maps, boxes, bins, 1 / self.encoder.patch_embed.patch_size[0], 2,
+                         aligned=True).mean((2, 3))
 
     def tokenise(self, texts: list[str]) -> torch.Tensor:
         "Texts -> tokens (N, context) int64 on the model's device. Raises `BadInput` as `tokenise`."
@@ -72,43 +85,62 @@ class ImageText(nn.Module):
 
     def encode_text(self, texts: list[str] | torch.Tensor) -> torch.Tensor:
         "Texts, or their tokens (N, context) -> features (N, E), of any length."
-        return self.text(texts if isinstance(texts, torch.Tensor) else self.tokenise(texts))                   # l
+        return self.text(texts if isinstance(texts, torch.Tensor) else self.tokenise(texts))  # l
 
     def logits(self, images: torch.Tensor, texts: list[str] | torch.Tensor) -> torch.Tensor:
         "Scaled cosines (B, N) of images and texts."
-        v, l = (F.normalize(x, dim=-1) for x in (self.encode_image(images), self.encode_text(texts)))
-        return contrastive_logits(v, l, self.logit_scale())                                                   # z
+        v, l = (F.normalize(x, dim=-1)
+                for x in (self.encode_image(images), self.encode_text(texts)))
+        return contrastive_logits(v, l, self.logit_scale())  # z
 
 # %% ../../nbs/parts/image_text.ipynb #6e0b9678
 def describe(model: ImageText) -> dict:
     "All that is needed to build the architecture of `model`."
     vit = model.encoder
-    return dict(encoder=architecture(vit), norm_eps=(vit.blocks[0].norm1).eps, quick_gelu=isinstance(vit.blocks[0].mlp.act, QuickGELU), text=asdict(model.text.cfg),
-                dim=model.text.net.text_projection.shape[1], pool=model.pool, largest=model.logit_scale.largest,
-                projection=model.projection.bias is not None if isinstance(model.projection, nn.Linear) else None, pixel_stats=getattr(model, "pixel_stats", None))
+    return dict(encoder=architecture(vit), norm_eps=(vit.blocks[0].norm1).eps,
+                quick_gelu=isinstance(vit.blocks[0].mlp.act, QuickGELU),
+                text=asdict(model.text.cfg), dim=model.text.net.text_projection.shape[1],
+                pool=model.pool, largest=model.logit_scale.largest,
+                projection=model.projection.bias is not None
+                if isinstance(model.projection, nn.Linear) else None,
+                pixel_stats=getattr(model, "pixel_stats", None))
 
 def build(about: dict) -> ImageText:
     "A fresh model of the architecture that `describe` told."
     args = about["encoder"]
-    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=about["norm_eps"]), act_layer=QuickGELU if about["quick_gelu"] else None,
-                            global_pool="token" if args["class_token"] and not args["fc_norm"] else "avg", **args)
-    projection = None if about["projection"] is None else nn.Linear(vit.embed_dim, about["dim"], bias=about["projection"])
+    vit = VisionTransformer(
+        num_classes=0, norm_layer=partial(nn.LayerNorm, eps=about["norm_eps"]),
+        act_layer=QuickGELU if about["quick_gelu"] else None,
+        global_pool="token" if args["class_token"] and not args["fc_norm"] else "avg", **args)
+    projection = (None if about["projection"] is None
+                  else nn.Linear(vit.embed_dim, about["dim"], bias=about["projection"]))
     stats = about["pixel_stats"] and tuple(map(tuple, about["pixel_stats"]))
-    return ImageText(vit, TextTower(TextConfig(**about["text"]), about["dim"]), LogitScale(largest=about["largest"]), about["pool"], projection, stats)
+    return ImageText(vit, TextTower(TextConfig(**about["text"]), about["dim"]),
+                     LogitScale(largest=about["largest"]), about["pool"], projection, stats)
 
 def save_image_text(path, model: ImageText) -> Path:
     "Write both towers as safetensors with their architecture."
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path, {"image_text": json.dumps(describe(model))})
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path,
+              {"image_text": json.dumps(describe(model))})
     return Path(path)
 
 def load_image_text(path) -> ImageText:
-    "The model that `save_image_text` wrote, on the CPU in eval mode. Raises `BadInput` for another kind of file."
+    """The model that `save_image_text` wrote, on the CPU in eval mode.
+
+    Raises `BadInput` for another kind of file.
+    """
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: no such image-text model; train one with `python -m mimssl pretrain --recipe cfm_vit`.")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such image-text model; train one with `python -m mimssl "
+                       f"pretrain --recipe cfm_vit`.")
     try:
-        with safe_open(path, "pt") as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception: raise BadInput(f"{path}: damaged or not a safetensors file; write it again.") from None
-    if "image_text" not in meta: raise BadInput(f"{path}: has no text tower; give the image_text.safetensors of a run of cfm_vit.")
+        with safe_open(path, "pt") as f:
+            meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except Exception:
+        raise BadInput(f"{path}: damaged or not a safetensors file; write it again.") from None
+    if "image_text" not in meta:
+        raise BadInput(f"{path}: has no text tower; give the image_text.safetensors of a run of "
+                       f"cfm_vit.")
     model = build(json.loads(meta["image_text"]))
     model.load_state_dict(state)
     return model.eval()
@@ -116,20 +148,27 @@ def load_image_text(path) -> ImageText:
 # %% ../../nbs/parts/image_text.ipynb #c3793355
 def _vision_tower(visual, dim: int) -> tuple[VisionTransformer, str, nn.Linear | None]:
     "Encoder, pooling and projection of open_clip's image tower."
-    def refuse(what): raise BadInput(f"this model's image tower has {what}, which the image-text model here lacks; choose a ViT with a class token or a mean, and a linear projection.")
-    if hasattr(visual, "trunk"):                                                         # one of timm's
+    def refuse(what):
+        raise BadInput(f"this model's image tower has {what}, which the image-text model here "
+                       f"lacks; choose a ViT with a class token or a mean, and a linear "
+                       f"projection.")
+    if hasattr(visual, "trunk"):  # one of timm's
         vit, proj = visual.trunk, getattr(visual.head, "proj", None)
         if not isinstance(vit, VisionTransformer): refuse(f"a {type(vit).__name__}")
-        if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"): refuse(f"pooling '{vit.global_pool}'")
+        if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
+            refuse(f"pooling '{vit.global_pool}'")
         if not isinstance(vit.fc_norm, nn.Identity): refuse("a norm behind the mean")
-        if hasattr(visual.head, "mlp") or hasattr(visual.head, "pool"): refuse("a head with hidden layers")
-        if proj is None and isinstance(vit.head, nn.Linear): proj, vit.head = vit.head, nn.Identity()
+        if hasattr(visual.head, "mlp") or hasattr(visual.head, "pool"):
+            refuse("a head with hidden layers")
+        if proj is None and isinstance(vit.head, nn.Linear):
+            proj, vit.head = vit.head, nn.Identity()
         return vit, "cls" if vit.global_pool == "token" else "mean", proj
     if not hasattr(visual, "class_embedding"): refuse(f"a {type(visual).__name__}")
     for part in ("attn_pool", "final_ln_after_pool"):
         if getattr(visual, part, None): refuse(part)
     if visual.pool_type not in ("tok", "avg"): refuse(f"pooling '{visual.pool_type}'")
-    return _from_clip_vit(visual), "cls" if visual.pool_type == "tok" else "mean", _linear(visual.proj)
+    return (_from_clip_vit(visual), "cls" if visual.pool_type == "tok" else "mean",
+            _linear(visual.proj))
 
 def _linear(weight: torch.Tensor | None) -> nn.Linear | None:
     "A matrix (in, out) as a linear layer without bias."
@@ -141,30 +180,43 @@ def _linear(weight: torch.Tensor | None) -> nn.Linear | None:
 def _from_clip_vit(visual) -> VisionTransformer:
     "open_clip's own ViT as timm's."
     from timm.models.vision_transformer import _convert_openai_clip
-    block, (size, _), (patch, _) = visual.transformer.resblocks[0], visual.image_size, visual.patch_size
-    vit = VisionTransformer(img_size=size, patch_size=patch, embed_dim=visual.conv1.out_channels, depth=len(visual.transformer.resblocks), num_heads=block.attn.num_heads,
-                            mlp_ratio=block.mlp.c_fc.out_features / visual.conv1.out_channels, num_classes=0, pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=block.ln_1.eps),
-                            act_layer=QuickGELU if type(block.mlp.gelu).__name__ == "QuickGELU" else None, init_values=1. if hasattr(block.ls_1, "gamma") else None)
+    block, (size, _), (patch, _) = (visual.transformer.resblocks[0], visual.image_size,
+                                    visual.patch_size)
+    vit = VisionTransformer(
+        img_size=size, patch_size=patch, embed_dim=visual.conv1.out_channels,
+        depth=len(visual.transformer.resblocks), num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.c_fc.out_features / visual.conv1.out_channels, num_classes=0,
+        pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=block.ln_1.eps),
+        act_layer=QuickGELU if type(block.mlp.gelu).__name__ == "QuickGELU" else None,
+        init_values=1. if hasattr(block.ls_1, "gamma") else None)
     state = {f"visual.{k}": v for k, v in visual.state_dict().items() if k != "proj"}
     own = _convert_openai_clip(state, vit)
     if isinstance(visual.ln_pre, nn.Identity): vit.norm_pre = nn.Identity()
     try: vit.load_state_dict(own)
-    except RuntimeError as e: raise BadInput(f"this model's image tower is no plain ViT ({str(e).splitlines()[1].strip()}); choose another model.") from None
+    except RuntimeError as e:
+        raise BadInput(f"this model's image tower is no plain ViT "
+                       f"({str(e).splitlines()[1].strip()}); choose another model.") from None
     return vit
 
 # %% ../../nbs/parts/image_text.ipynb #e8823bbc
 def _text_tower(model) -> TextTower:
     "open_clip's text tower as ours."
     net = getattr(model, "text", model)
-    def refuse(what): raise BadInput(f"this model's text tower has {what}, which the image-text model here lacks; choose a model with CLIP's text transformer.")
+    def refuse(what):
+        raise BadInput(f"this model's text tower has {what}, which the image-text model here "
+                       f"lacks; choose a model with CLIP's text transformer.")
     if not hasattr(net, "token_embedding"): refuse(f"a {type(net).__name__}")
-    if net.token_embedding.num_embeddings != VOCABULARY: refuse(f"another vocabulary, of {net.token_embedding.num_embeddings} tokens")
+    if net.token_embedding.num_embeddings != VOCABULARY:
+        refuse(f"another vocabulary, of {net.token_embedding.num_embeddings} tokens")
     pool = getattr(net, "pool_type", getattr(net, "text_pool_type", None))
-    if getattr(net, "cls_emb", None) is not None or pool not in ("argmax", "eos"): refuse(f"pooling '{pool}'")
+    if getattr(net, "cls_emb", None) is not None or pool not in ("argmax", "eos"):
+        refuse(f"pooling '{pool}'")
     if net.attn_mask is None: refuse("attention to the padding")
-    if not isinstance(net.text_projection, torch.Tensor): refuse("no projection, or one with a bias")
+    if not isinstance(net.text_projection, torch.Tensor):
+        refuse("no projection, or one with a bias")
     block, width = net.transformer.resblocks[0], net.token_embedding.embedding_dim
-    cfg = TextConfig(width, len(net.transformer.resblocks), block.attn.num_heads, net.context_length, "end", True, block.mlp.c_fc.out_features / width,
+    cfg = TextConfig(width, len(net.transformer.resblocks), block.attn.num_heads,
+                     net.context_length, "end", True, block.mlp.c_fc.out_features / width,
                      type(block.mlp.gelu).__name__ == "QuickGELU")
     tower = TextTower(cfg, net.text_projection.shape[1])
     names = tower.net.state_dict()
@@ -172,10 +224,14 @@ def _text_tower(model) -> TextTower:
     return tower
 
 def from_open_clip(model) -> ImageText:
-    "The two towers of a model of open_clip; weights are copied. Raises `BadInput` naming the part that differs."
+    """The two towers of a model of open_clip; weights are copied.
+
+    Raises `BadInput` naming the part that differs.
+    """
     text = _text_tower(model)
     encoder, pool, projection = _vision_tower(model.visual, text.net.text_projection.shape[1])
     scale = LogitScale()
     scale.log.data.fill_(float(model.logit_scale.detach()))
     stats = [getattr(model.visual, name, None) for name in ("image_mean", "image_std")]
-    return ImageText(encoder, text, scale, pool, projection, tuple(map(tuple, stats)) if all(stats) else None).eval()
+    return ImageText(encoder, text, scale, pool, projection,
+                     tuple(map(tuple, stats)) if all(stats) else None).eval()

@@ -19,15 +19,22 @@ START, END, VOCABULARY = 49406, 49407, 49408            # CLIP's marks, the two 
 def tokeniser():
     "open_clip's byte-pair encoder with CLIP's vocabulary. Raises `BadInput` without the package."
     try: from open_clip.tokenizer import SimpleTokenizer
-    except ImportError: raise BadInput("texts need the package open_clip_torch; install it with pip.") from None
+    except ImportError:
+        raise BadInput("texts need the package open_clip_torch; install it with pip.") from None
     return SimpleTokenizer()
 
 @cache
 def token_ids(text: str) -> tuple[int, ...]:
-    "The tokens of one text, without marks. Raises `BadInput` where there are none, or where the text holds a mark."
+    """The tokens of one text, without marks.
+
+    Raises `BadInput` where there are none, or where the text holds a mark.
+    """
     ids = tuple(tokeniser().encode(text))
-    if not ids: raise BadInput(f"the caption {text!r} is empty; give it at least one word, or remove it.")
-    if START in ids or END in ids: raise BadInput(f"the caption {text!r} contains a mark of the tokeniser, such as <end_of_text>; remove it.")
+    if not ids:
+        raise BadInput(f"the caption {text!r} is empty; give it at least one word, or remove it.")
+    if START in ids or END in ids:
+        raise BadInput(f"the caption {text!r} contains a mark of the tokeniser, such as "
+                       f"<end_of_text>; remove it.")
     return ids
 
 def tokenise(
@@ -35,12 +42,16 @@ def tokenise(
     context: int = 64,               # tokens of a text at most, both marks included
     long: str = "refuse",            # what happens to a longer text: 'refuse' or 'cut'
 ) -> torch.Tensor:
-    "Texts -> tokens (N, context) int64, 0 behind the end mark. Raises `BadInput` for a text that is empty, holds a mark, or is too long."
+    """Texts -> tokens (N, context) int64, 0 behind the end mark.
+
+    Raises `BadInput` for a text that is empty, holds a mark, or is too long.
+    """
     rows = torch.zeros(len(texts), context, dtype=torch.long)
     for row, text in zip(rows, texts):
         ids = (START, *token_ids(text), END)
         if len(ids) > context and long == "refuse":
-            raise BadInput(f"the caption {text[:60]!r}... has {len(ids)} tokens, and the context is {context}; raise the context, or let long captions be cut.")
+            raise BadInput(f"the caption {text[:60]!r}... has {len(ids)} tokens, and the context "
+                           f"is {context}; raise the context, or let long captions be cut.")
         ids = ids if len(ids) <= context else (*ids[:context - 1], END)
         row[:len(ids)] = torch.tensor(ids)
     return rows
@@ -53,48 +64,63 @@ class TextConfig:
     depth: int = 12
     num_heads: int = 8
     context: int = 64               # tokens at most, with both marks
-    pool: str = "mean"              # over the tokens of a caption: 'mean' (CFM-ViT), or 'end', the end mark alone (CLIP)
+    # over the tokens of a caption: 'mean' (CFM-ViT), or 'end', the end mark alone (CLIP)
+    pool: str = "mean"
     causal: bool = False            # a token sees those before it alone (CLIP)
     mlp_ratio: float = 4.
     quick_gelu: bool = False        # OpenAI's approximation of GELU
 
     def __post_init__(self):
         for name in ("width", "depth", "num_heads"):
-            if getattr(self, name) < 1: raise BadInput(f"text tower: {name} is {getattr(self, name)}; give 1 or more.")
-        if self.width % self.num_heads: raise BadInput(f"text tower: width {self.width} is not a multiple of num_heads {self.num_heads}.")
-        if self.context < 3: raise BadInput(f"text tower: context is {self.context}; give 3 or more, two are the marks.")
-        if self.pool not in ("mean", "end"): raise BadInput(f"text tower: pool is '{self.pool}'; use mean or end.")
+            if getattr(self, name) < 1:
+                raise BadInput(f"text tower: {name} is {getattr(self, name)}; give 1 or more.")
+        if self.width % self.num_heads:
+            raise BadInput(f"text tower: width {self.width} is not a multiple of num_heads "
+                           f"{self.num_heads}.")
+        if self.context < 3:
+            raise BadInput(f"text tower: context is {self.context}; give 3 or more, two are the "
+                           f"marks.")
+        if self.pool not in ("mean", "end"):
+            raise BadInput(f"text tower: pool is '{self.pool}'; use mean or end.")
 
 # %% ../../nbs/parts/text.ipynb #0b9394ed
 class TextTower(nn.Module):
-    "Tokens (N, context) int64 -> features (N, out_dim), with the blocks and the initialisation of open_clip's text transformer."
+    """Tokens (N, context) int64 -> features (N, out_dim), with the blocks and the initialisation of
+    open_clip's text transformer.
+    """
     def __init__(self, cfg: TextConfig, out_dim: int):
         super().__init__()
         try: from open_clip.transformer import QuickGELU, TextTransformer
-        except ImportError: raise BadInput("texts need the package open_clip_torch; install it with pip.") from None
+        except ImportError:
+            raise BadInput("texts need the package open_clip_torch; install it with pip.") from None
         self.cfg = cfg
-        self.net = TextTransformer(cfg.context, VOCABULARY, cfg.width, cfg.num_heads, cfg.depth, cfg.mlp_ratio, output_dim=out_dim,
-                                   no_causal_mask=True, act_layer=QuickGELU if cfg.quick_gelu else nn.GELU)   # the mask is ours
+        # the mask is ours
+        self.net = TextTransformer(cfg.context, VOCABULARY, cfg.width, cfg.num_heads, cfg.depth,
+                                   cfg.mlp_ratio, output_dim=out_dim, no_causal_mask=True,
+                                   act_layer=QuickGELU if cfg.quick_gelu else nn.GELU)
 
     def mask(self, lengths: torch.Tensor, T: int) -> torch.Tensor:
-        "What attention adds to its logits, 0 or -inf: (T, T) if causal, which hides the padding behind a caption too, else (N * heads, T, T)."
+        """What attention adds to its logits, 0 or -inf: (T, T) if causal, which hides the padding
+        behind a caption too, else (N * heads, T, T).
+        """
         places = torch.arange(T, device=lengths.device)
-        unseen = places > places[:, None] if self.cfg.causal else (places >= lengths[:, None])[:, None].expand(-1, T, -1)
+        unseen = (places > places[:, None] if self.cfg.causal
+                  else (places >= lengths[:, None])[:, None].expand(-1, T, -1))
         mask = torch.zeros(unseen.shape, device=lengths.device).masked_fill(unseen, -torch.inf)
         return mask if self.cfg.causal else mask.repeat_interleave(self.cfg.num_heads, 0)
 
     def tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Last-layer tokens (N, T, width) and the lengths (N,), T being the longest text."
-        lengths = tokens.argmax(1) + 1                                                      # END is the largest id
+        lengths = tokens.argmax(1) + 1  # END is the largest id
         T = int(lengths.max())
-        x = self.net.token_embedding(tokens[:, :T]) + self.net.positional_embedding[:T]     # e_t + p
+        x = self.net.token_embedding(tokens[:, :T]) + self.net.positional_embedding[:T]  # e_t + p
         x = self.net.transformer(x, attn_mask=self.mask(lengths, T))
         return self.net.ln_final(x), lengths
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x, lengths = self.tokens(tokens)
-        if self.cfg.pool == "end": pooled = x[torch.arange(len(x)), lengths - 1]            # (N, width)
+        if self.cfg.pool == "end": pooled = x[torch.arange(len(x)), lengths - 1]  # (N, width)
         else:
-            own = torch.arange(x.shape[1], device=x.device) < lengths[:, None]              # (N, T)
+            own = torch.arange(x.shape[1], device=x.device) < lengths[:, None]    # (N, T)
             pooled = (x * own[:, :, None]).sum(1) / lengths[:, None]
-        return pooled @ self.net.text_projection                                            # l
+        return pooled @ self.net.text_projection                                  # l

@@ -8,8 +8,8 @@ __all__ = ['SCAN', 'similarity_panels', 'prompt_curves', 'threshold_curves', 'th
 # %% ../../nbs/report/categories.ipynb #7c52ee7f
 import numpy as np
 import matplotlib.pyplot as plt
-from .figures import COLOURS, MARKERS, PAGE, scores_of
-from .groups import label_of, per_seed, score_name, select, series, summarise
+from .figures import PAGE, scores_of
+from .groups import label_of, look_of, per_seed, score_name, select, series, summarise
 from .tables import Cell, Table
 
 # %% ../../nbs/report/categories.ipynb #51a28b58
@@ -64,10 +64,10 @@ def threshold_curves(records: list[dict]):
     """
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5), sharey=True)
     for (method, note, centre), (T, miou) in prompt_curves(records).items():
-        ax, colour = axes[int(centre)], COLOURS.get(method, "#444444")
+        ax, colour = axes[int(centre)], look_of(method).colour
         [line] = ax.plot(T, miou, color=colour, label=label_of(method, note))
         ax.plot(T[miou.argmax()], miou.max(), color=line.get_color(),
-                marker=MARKERS.get(method, "o"), ms=5)
+                marker=look_of(method).marker, ms=5)
     for ax, title in zip(axes, ("tokens as they are", "minus the image's mean token")):
         ax.axvspan(*SCAN, color="#F0F0F0", zorder=0)
         ax.set_title(title, loc="left"); ax.set_xlabel("threshold T")
@@ -120,8 +120,8 @@ def category_chart(records: list[dict], evaluation: str = "prompt_segmentation",
     fig, ax = plt.subplots(figsize=(PAGE * .7, .2 * len(names) + .7))
     for (method, note), values in found.items():
         at = [i for i, name in enumerate(names) if name in values]
-        ax.plot([values[names[i]][0] for i in at], at, ls="", marker=MARKERS.get(method, "o"),
-                ms=4.5, color=COLOURS.get(method, "#444444"), label=label_of(method, note))
+        ax.plot([values[names[i]][0] for i in at], at, ls="", marker=look_of(method).marker,
+                ms=4.5, color=look_of(method).colour, label=label_of(method, note))
     ax.set_yticks(range(len(names)), [f"{name} ({counts[name]})" for name in names])
     ax.invert_yaxis()
     ax.set_xlabel(score_name(evaluation, metric).replace(", mean over classes", ""))

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from ..data.records import append_records, metric_record
+from ..data.options import closest
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import mae_view, seeded
 from ..methods.mae import MAE
-from ..methods.method import At, METHODS, Method, closest, make_method
+from ..methods.method import At, Method, find_method, make_method, method_names
 from ..parts.draws import Draws
 from ..parts.encoder import (EncoderConfig, build_encoder, encode, gather_tokens, patchify,
                                   prefix_tokens, run_blocks, split_positions)
@@ -204,14 +205,11 @@ class Cost:
 
 def fitted(method: str, batch_size: int) -> dict:
     "Options of `method` that must fit the batch."
-    if method == "moca": return {"num_new_codewords": math.gcd(32, batch_size)}
-    if method in ("mae_ct", "mae_nnclr"):
-        return {"queue_size": max(1, 65_536 // batch_size) * batch_size}
-    return {}
+    return {} if method in PEERS else find_method(method).fit_batch(batch_size)
 
 def row_of(name: str) -> tuple[str, dict]:
     "Method and options of a row. Raises `BadInput` for an unknown name."
-    known = {n: (n, {}) for n in (*PEERS, *METHODS)} | VARIANTS
+    known = {n: (n, {}) for n in (*PEERS, *method_names())} | VARIANTS
     if name not in known:
         raise BadInput(f"there is no method '{name}' to time{closest(name, known)}; known are "
                        f"{', '.join(known)}.")
@@ -241,7 +239,7 @@ def cost_of(name: str, stepper: Stepper, mae: Stepper, rounds: int = 5) -> Cost:
 
 # %% ../../nbs/training/bench.ipynb #b150f51d
 def bench(
-    methods=None,                    # rows: names in METHODS, PEERS or VARIANTS; None: all
+    methods=None,                    # rows: methods, or names in PEERS or VARIANTS; None: all
     encoder: EncoderConfig = EncoderConfig(image_size=64, patch_size=8),
     batch_size: int = 8,
     device="cpu",
@@ -260,7 +258,7 @@ def bench(
     for name, value in (("batch", batch_size), ("rounds", rounds)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
     device, options, costs = pick_device(str(device)), options or {}, []
-    names = ["mae", *(n for n in (methods or [*PEERS, *METHODS, *VARIANTS]) if n != "mae")]
+    names = ["mae", *(n for n in (methods or [*PEERS, *method_names(), *VARIANTS]) if n != "mae")]
     for name in names: row_of(name)
     make = lambda name: Stepper(make_row(name, encoder, batch_size, options.get(name)), batch_size,
                                 device, precision, compile)
@@ -320,7 +318,8 @@ def run_bench(
     encoder, device = (EncoderConfig(size, patch_size=patch_size, image_size=image_size),
                        pick_device(device or settings().device))
     if batch_size is None: batch_size = 8 if device.type == "cpu" else 128
-    names = [n.strip() for n in methods.split(",")] if methods else [*PEERS, *METHODS, *VARIANTS]
+    names = ([n.strip() for n in methods.split(",")] if methods
+             else [*PEERS, *method_names(), *VARIANTS])
     for name in names: row_of(name)
     print(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
           f"ViT-{size}/{patch_size} at {image_size} px, batch {batch_size}, "

@@ -9,11 +9,11 @@ __all__ = ['Sweep', 'dotted', 'read_sweep', 'sweep_runs', 'train_sweep']
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from ..data.options import build, closest
 from ..data.records import read_records, write_records
 from ..data.settings import BadInput
-from ..methods.method import closest
 from .loop import train
-from .recipes import Recipe, build, read_recipe
+from .recipes import Recipe, read_recipe
 
 # %% ../../nbs/training/sweeps.ipynb #32052c7b
 @dataclass(frozen=True)
