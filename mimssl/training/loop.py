@@ -383,7 +383,7 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
                                                     run.seed):
         raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; "
                        f"{how}.")
-    if run.method.start_from(path.parent): return
+    if run.method.start_from(tensors, about | {"options": init.options}, path): return
     if about["method"] != run.recipe.method:
         # another method's decoder or teacher is none of ours
         tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}
