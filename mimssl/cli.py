@@ -63,7 +63,8 @@ def make_parser() -> Parser:
                    help="change values of the recipe, as epochs=2 optimiser.clip=1")
     c = command("evaluate", "evaluate an encoder")
     c.add_argument("--model", required=True,
-                   help="an encoder.safetensors, or a timm name such as vit_small_patch16_224.dino")
+                   help="the folder of a run, an encoder.safetensors, or a timm name such as "
+                        "vit_small_patch16_224.dino")
     c.add_argument("--suite", default="knn,linear",
                    help="evaluations, separated by commas (default: %(default)s)")
     c.add_argument("--dataset", default="scenes",
@@ -252,12 +253,12 @@ def read_sizes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
 
 # %% ../nbs/cli.ipynb #eafdc8da
 def provenance_of(model: str) -> dict:
-    """Run, method, seed and fingerprint of the run that wrote the encoder file `model`; empty for
-    other models.
+    """Run, method, seed and fingerprint of the run whose folder or file of weights `model` is;
+    empty for other models.
     """
-    record = (Path(model) if Path(model).is_dir() else Path(model).parent) / "recipe.json"
-    written = Path(model).is_dir() or Path(model).name == "encoder.safetensors"
-    if not written or not record.is_file(): return {}
+    place, own = Path(model), ("encoder.safetensors", "image_text.safetensors")
+    record = (place if place.is_dir() else place.parent) / "recipe.json"
+    if not (place.is_dir() or place.name in own) or not record.is_file(): return {}
     try: found = json.loads(record.read_text())
     except ValueError: found = {}
     try:

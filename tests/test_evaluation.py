@@ -300,7 +300,7 @@ def test_no_class_token(home):
     assert "attention maps need an encoder with a class token" in sentence(evaluate(
         "attention_jaccard", "coco_mini", model="classless.safetensors"))
     assert "pooling 'cls' needs a class token, and this encoder has none; use mean" in sentence(
-        evaluate("knn", model="classless.safetensors"))
+        evaluate("knn", "stripes", "--features", "pooling=cls", model="classless.safetensors"))
     assert "use mean" in sentence(evaluate("finetune", "stripes", "--set", "finetune.pooling=cls",
                                            model="classless.safetensors"))
 

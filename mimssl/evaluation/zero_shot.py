@@ -65,16 +65,17 @@ def class_names(bench, names: str | None = None, qualifier: bool = True) -> list
 # %% ../../nbs/evaluation/zero_shot.ipynb #14b3ac22
 def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None = None,
                    qualifier: bool = True, resize: int | None = None) -> list[tuple]:
-    "Zero-shot top1 and top5 of the image-text model `bench.vit` on the test images."
-    check_image_text(bench.vit)
+    "Zero-shot top1 and top5 of an image-text model, `bench.image_text`, on the test images."
+    model = bench.image_text
+    check_image_text(model)
     labels, words, prompts = (bench.labels("test"), class_names(bench, names, qualifier),
                               read_templates(templates))
     bench.begin()
-    classifier = zero_shot_classifier(bench.vit, words, prompts, bench.device,
+    classifier = zero_shot_classifier(model, words, prompts, bench.device,
                                       bench.options["progress"])
-    images = encode_images(bench.vit, bench.data("test"), bench.device, resize=resize,
+    images = encode_images(model, bench.data("test"), bench.device, resize=resize,
                            **bench.options)
-    size = getattr(bench.vit, "image_size", 224)
+    size = getattr(model, "image_size", 224)
     protocol = dict(size=size, resize=resize or size, templates=Path(templates).stem,
                     num_templates=len(prompts), names=Path(names).stem if names else "data set",
                     qualifier=qualifier)
@@ -82,4 +83,4 @@ def eval_zero_shot(bench, spec=None, templates: str = "few", names: str | None =
             for name, right in zero_shot_right(images, classifier, labels, bench.device).items()]
 
 # %% ../../nbs/evaluation/zero_shot.ipynb #fb5f16d0
-EVALUATIONS = {"zero_shot": Evaluation(eval_zero_shot)}
+EVALUATIONS = {"zero_shot": Evaluation(eval_zero_shot, text=True)}

@@ -41,6 +41,8 @@ class Method(nn.Module):
     # a name for each form that tests train on two processes -> options for a tiny encoder (32
     # pixels, patches of 8, 2 blocks); other forms are laid over the plain one, ""
     tiny: dict[str, dict] = {"": {}}
+    class_token: bool = True           # of its encoder
+    needs_captions: bool = False       # of every image
 
     def views(self) -> dict[str, list]:
         """The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W)
@@ -54,10 +56,7 @@ class Method(nn.Module):
         return {}
 
     def items(self, dataset, seed: int):
-        """What the loader reads in place of `views`: items of (epoch, image), or None.
-
-        Raises `BadInput` for a data set that this method cannot learn from.
-        """
+        "What the loader reads in place of `views`: items of (epoch, image), or None."
 
     def facts(self) -> dict:
         "What the run's files must say of the method besides its weights, as JSON values."
@@ -68,6 +67,12 @@ class Method(nn.Module):
         leave that to the loop (False). `about` says the run's method, encoder and options.
         """
         return False
+
+    def check_data(self, dataset):
+        "Raises `BadInput`, before any work, for a data set that the method cannot learn from."
+
+    def image_text(self) -> nn.Module | None:
+        "Both towers of an image-text model, sharing the weights; None where there is no text."
 
     def after_init(self): "What follows once when a run starts from another run's weights."
     def before_step(self, at: At): "What happens before the first forward of an optimiser step."

@@ -28,11 +28,12 @@ from ..data.progress import watched
 from ..data.settings import BadInput, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
-from ..methods.method import At, Method, make_method
+from ..methods.method import At, Method, find_method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
-from ..parts.formats import load
+from ..parts.formats import image_tower, load
+from ..parts.image_text import TOWERS, save_image_text
 from .checkpoints import (check_space, fit, load_state, read_weights, replacing,
                                          save_state, save_weights, state_bytes)
 from .recipes import (Optimiser, Recipe, Weights, lr_at, resolve, result_of,
@@ -396,9 +397,11 @@ def starting_encoder(recipe: Recipe) -> VisionTransformer:
 
     Raises `BadInput` naming what is different, when its architecture is another than the recipe's.
     """
-    vit, size = load(recipe.init.source), recipe.encoder.image_size
+    vit, size = image_tower(load(recipe.init.source)), recipe.encoder.image_size
     # without computing a table
-    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))
+    with torch.device("meta"):
+        own = build_encoder(replace(recipe.encoder, positions="learned"),
+                            find_method(recipe.method).class_token)
     found, wanted = architecture(vit), architecture(own)
     differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k]
               and k != "img_size"]
@@ -484,6 +487,7 @@ def train(
     rolling = folder / "rolling.pt"
     check_images(dataset, recipe.encoder.patch_size, data)
     run = build_run(recipe, seed, dataset, out_dir, rolling, init_dir)
+    run.method.check_data(dataset)
     for place, copies in ((folder, 2), (out_dir, 1)):
         check_space(place, copies * state_bytes(run.method))
     begin, first = time.monotonic(), run.step
@@ -510,6 +514,8 @@ def finish(run: Run, out_dir: Path, key: str):
     (out_dir / "recipe.json").unlink(missing_ok=True)
     with replacing(out_dir / "encoder.safetensors") as tmp:
         save_encoder(tmp, run.method.evaluated())
+    if towers := run.method.image_text():
+        with replacing(out_dir / TOWERS) as tmp: save_image_text(tmp, towers)
     save_weights(out_dir / "method.safetensors", run.method,
                  run.about() | {"fingerprint": key, "seed": run.seed})
     write_records(out_dir / "log.jsonl", run.log)
