@@ -64,6 +64,7 @@ def photo_json(records: list[dict], image, file_name: str, names: list[str]) -> 
         "annotations": [r | {"id": i, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0}
                         for i, r in enumerate(records, 1)]}
 
+# %% ../../nbs/detector/photos.ipynb #286cdf4e
 def detect_file(run, photo, names: list[str], out, threshold: float = .1, keep: int = 100,
                 device="auto") -> tuple[Path, Path, list[dict]]:
     """Detect in the file `photo`; writes `out`.png and `out`.json.
@@ -73,7 +74,7 @@ def detect_file(run, photo, names: list[str], out, threshold: float = .1, keep: 
     check_classes(names)
     image, detector, device = read_image(photo), load_detector(run), pick_device(str(device))
     records = detect_photo(detector, image, names, threshold, keep, device)
-    png, js = (Path(out).with_suffix(s) for s in (".png", ".json"))
+    png, js = (Path(f"{out}{s}") for s in (".png", ".json"))
     with replacing(js) as tmp:
         tmp.write_text(json.dumps(photo_json(records, image, Path(photo).name, names)) + "\n")
     figure = draw_detections(image, records, dict(enumerate(names, 1)))

@@ -93,6 +93,7 @@ def score_records(annotations, records: list[dict], kind: str, keep: int) -> dic
     divided = open_vocabulary_scores(truth, records, novel, base, kind).summary
     return {("" if kind == "bbox" else "mask_") + n.lower(): v for n, v in divided.items()} | found
 
+# %% ../../nbs/evaluation/open_vocabulary.ipynb #c7f0cf71
 def eval_open_vocabulary(
     bench, spec=None,
     texts: str = "names",        # 'names'; the controls 'random' and 'shuffled'

@@ -96,6 +96,7 @@ def region_ranks(
                        f"recognised.")
     return torch.cat(ranks), torch.cat(labels)
 
+# %% ../../nbs/evaluation/region_recognition.ipynb #6b0b2af8
 def accuracies(ranks: torch.Tensor, labels: torch.Tensor, names: list[str], base: list[str],
                novel: list[str]) -> dict[str, float]:
     """Percent: top1, top5, class_mean (top1 averaged over classes) and, where classes are divided,

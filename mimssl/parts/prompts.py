@@ -11,12 +11,11 @@ import torch, torch.nn.functional as F
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/prompts.ipynb #4f87347a
-TEMPLATES = {
-    "plain": ["{article} {}"], "one": ["a photo of {article} {}."],
-    "few": ["a photo of {article} {}.", "a picture that shows {article} {}.", "a photo of the {}.",
-            "{article} {} seen from near by.",
-            "a small picture of {article} {}.", "a scene with {article} {} in it."],
-}
+TEMPLATES = {"plain": ["{article} {}"],
+             "one": ["a photo of {article} {}."],
+             "few": ["a photo of {article} {}.", "a picture that shows {article} {}.",
+                     "a photo of the {}.", "{article} {} seen from near by.",
+                     "a small picture of {article} {}.", "a scene with {article} {} in it."]}
 
 def article(name: str) -> str: return "an" if name[:1].lower() in tuple("aeiou") else "a"
 
@@ -29,6 +28,7 @@ def clean_name(name: str, qualifier: bool = True) -> str:
         name = name.replace(old, new)
     return " ".join(name.lower().split()).rstrip(".")
 
+# %% ../../nbs/parts/prompts.ipynb #98f68348
 def read_templates(which: str) -> list[str]:
     """Templates by name (plain, one, few, clip7, clip80) or from a text file, one a line.
 
