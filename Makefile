@@ -81,7 +81,7 @@ test: data ## everything that proves it works, under 15 minutes on two cores
 	@echo "== component and paper notebooks"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|pipeline$$)'
 	@echo "== everything that crosses them, and the pipeline from end to end"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=5 tests
 
 # ---- reading ----------------------------------------------------------------------------------------
 lab: $(READY) ## JupyterLab in the environment

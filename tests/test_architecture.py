@@ -5,8 +5,8 @@ import ast, json, re, subprocess, sys, tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 import pytest, yaml
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p for p in (ROOT / "mimssl").rglob("*.py")
                  if p.name not in ("__init__.py", "_modidx.py"))
 NOTEBOOKS = sorted(p
@@ -91,7 +91,7 @@ def code_of(path: Path) -> str:
 
 
 def test_nothing_unpickles():
-    for path in [*MODULES, *NOTEBOOKS, *sorted((ROOT / "tests").glob("*.py"))]:
+    for path in [*MODULES, *NOTEBOOKS, *sorted((ROOT / "tests").rglob("*.py"))]:
         name, tree = path.relative_to(ROOT), ast.parse(code_of(path))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import) and path in MODULES:

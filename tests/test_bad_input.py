@@ -2,16 +2,12 @@
 import shutil, subprocess, sys
 import pytest, torch, yaml
 from mimssl.cli import main
-from tiny import ENCODER, environment, make_study
+from support.tiny import ENCODER, environment, make_study
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(alone, tmp_path, monkeypatch):
     "A tiny study in the working directory."
-    for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"):
-        monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    # restored afterwards, whatever the command line sets
-    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.chdir(make_study(tmp_path))
     return tmp_path
 

@@ -9,7 +9,8 @@ import yaml
 from mimssl.cli import main
 from mimssl.data.records import append_records, metric_record, write_records
 from mimssl.data.per_image import read_outcomes, write_outcomes
-from tiny import environment, make_study
+from support import ROOT
+from support.tiny import environment, make_study
 
 NAMES = [f"val/{i:03}.png" for i in range(200)]
 
@@ -22,13 +23,10 @@ def record(run, value, metric="top1", evaluation="knn", **protocol):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A evaluated study (MAE and MOCA, three seeds each, and raw pixels), other runs beside it, and
-    outcomes of one run each.
+def home(alone, tmp_path, monkeypatch):
+    """An evaluated study (MAE and MOCA, three seeds each, and raw pixels), other runs beside it,
+    and outcomes of one run each.
     """
-    for name in ("DATA", "OUTPUTS", "DEVICE", "WORKERS"):
-        monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.chdir(make_study(tmp_path))
     params = yaml.safe_load(Path("params.yaml").read_text()) | {"study": dict(
         baselines=["pixels"], evaluated=["mae", "moca"], seeds=[0, 1, 2])}
@@ -183,10 +181,9 @@ def test_it_needs_no_torch(home, argv):
 
 def test_the_project_s_own_outputs(capsys, monkeypatch):
     "What README says, on the study as it lies in outputs/."
-    root = Path(__file__).resolve().parents[1]
-    evaluated = {path.parent.name for path in (root / "outputs/evaluate").glob("*/records.jsonl")}
+    evaluated = {path.parent.name for path in (ROOT / "outputs/evaluate").glob("*/records.jsonl")}
     if not {"mae-s0", "dino-s0"} <= evaluated: pytest.skip("the study has not run here")
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(ROOT)
     monkeypatch.delenv("MIMSSL_OUTPUTS", raising=False)
     out = said(capsys, "mae", "dino")
     assert "k-NN: top-1 accuracy (%)" in out and "memory" not in out

@@ -12,7 +12,7 @@ from mimssl.data.per_image import read_outcomes
 from mimssl.data.scenes import davis_palette, generate
 from mimssl.evaluation.suite import evaluations
 from mimssl.parts.encoder import save_encoder
-from tiny import make_study
+from support.tiny import make_study
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,8 @@ def pictures(root, segmentation=None, **size):
 
 
 @pytest.fixture
-def home(made, monkeypatch):
+def home(alone, made, monkeypatch):
     "The study in the working directory."
-    for name in ("OUTPUTS", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    monkeypatch.setenv("MIMSSL_DEVICE", "cpu")
     monkeypatch.setenv("MIMSSL_DATA", str(made / "real"))
     monkeypatch.chdir(made)
     return made
@@ -125,7 +123,7 @@ def sentence(result) -> str:
     "suite, options, expected",
     [
         ("kn", "", "evaluation 'kn' is not in the suite (did you mean 'knn'?); use "),
-        ("knn", "knn.kss=[2]", "'knn' has no option 'kss'; it knows ks, temperature"),
+        ("knn", "knn.kss=[2]", "'knn' has no option 'kss' (did you mean 'ks'?); it knows ks, temperature"),
         ("knn", "linear.epochs=2", "not among the evaluations knn; add it"),
         ("knn", "ks=[2]", "does not name its evaluation"),
         ("knn", "knn.ks=[64]", "k is 64 but only 32 images can be neighbours; choose a smaller k"),

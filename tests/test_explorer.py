@@ -1,6 +1,6 @@
 "The prompt explorer in a browser: what a click shows is what Python computes."
 import numpy as np, pytest, torch
-from chromium import Chromium, find_chromium
+from support.chromium import Chromium, find_chromium
 from mimssl.data.sources import open_dataset
 from mimssl.evaluation.explorer import explore, unpack_tokens, with_names
 from mimssl.evaluation.prompt_segmentation import (best_ious, threshold_ious, token_counts,

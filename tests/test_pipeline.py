@@ -3,7 +3,8 @@ that compose.
 """
 import json
 import pytest, yaml
-from deps import PARAMS, ROOT, STAGES, declared, expected, method_file
+from support import ROOT
+from support.deps import PARAMS, STAGES, declared, expected, method_file
 from mimssl.data.settings import BadInput
 from mimssl.data.study import compose, profiles
 from mimssl.training.recipes import read_recipe
@@ -49,8 +50,8 @@ def test_a_stage_depends_on_the_modules_it_uses(stage):
     uses = expected(stage)
     for recipe, modules in uses.items():
         missing = modules - declared(stage, recipe)
-        assert not missing, (f"dvc.yaml: add to the deps of {stage} (python tests/deps.py does "
-                             f"it): {', '.join(sorted(missing))}")
+        assert not missing, (f"dvc.yaml: add to the deps of {stage} (`python -m "
+                             f"tests.support.deps` does it): {', '.join(sorted(missing))}")
     spare = {d for recipe in uses for d in declared(stage, recipe)} - set().union(*uses.values())
     assert not spare, f"dvc.yaml: remove from the deps of {stage}: {', '.join(sorted(spare))}"
     notebook = next(w for w in STAGES[stage]["cmd"].split() if w.startswith("nbs/pipeline/"))

@@ -2,8 +2,8 @@
 import hashlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "study.datasets=[scenes]",
     "study.recipes=[mae]",

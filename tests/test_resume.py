@@ -1,6 +1,7 @@
 "A run that is killed with -9, at whatever moment, ends with the same bits as one that is not."
 import signal
-from tiny import make_study, python
+from support.forks import Forks
+from support.tiny import make_study
 
 TRAIN = ("import sys; from mimssl.cli import main; sys.exit(main('pretrain --recipe mae --out "
          "{out}'.split()))")
@@ -32,20 +33,18 @@ checkpoints.sync = killed
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     make_study(tmp_path)
-    whole = python(tmp_path, TRAIN.format(out="whole"))
-    text = whole.communicate()[0]
-    assert whole.returncode == 0, text
     rolling = lambda: list(tmp_path.glob("outputs/local/checkpoints/*/rolling.pt"))
-    assert not rolling(), "a finished run leaves no rolling checkpoint"
-    for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1),
-                       (AT_STEP.format(step=11), 1)):
-        run = python(tmp_path, kill + TRAIN.format(out="killed"))
-        text = run.communicate()[0]
-        assert run.returncode == -signal.SIGKILL, text
-        assert len(rolling()) == left
-    last = python(tmp_path, TRAIN.format(out="killed"))
-    text = last.communicate()[0]
-    assert last.returncode == 0, text
+    with Forks(tmp_path) as run:
+        status, text = run(TRAIN.format(out="whole"))
+        assert status == 0, text
+        assert not rolling(), "a finished run leaves no rolling checkpoint"
+        for kill, left in ((AT_STEP.format(step=3), 0), (WHILE_WRITING, 1),
+                           (AT_STEP.format(step=11), 1)):
+            status, text = run(kill + TRAIN.format(out="killed"))
+            assert status == -signal.SIGKILL, text
+            assert len(rolling()) == left
+        status, text = run(TRAIN.format(out="killed"))
+        assert status == 0, text
     for name in ("encoder.safetensors", "method.safetensors", "log.jsonl", "recipe.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (
-            tmp_path / "whole" / name).read_bytes(), name
+        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
+        assert whole == killed, name

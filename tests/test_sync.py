@@ -4,8 +4,8 @@ nothing changes here.
 import filecmp, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def files(folder: Path, suffix: str) -> dict[str, Path]:

@@ -1,7 +1,4 @@
-"""A tiny study in a folder of its own: pictures of stripes, settings and recipes.
-
-Used by the tests of training.
-"""
+"A tiny study in a folder of its own: pictures of stripes, settings and recipes."
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np, yaml
@@ -39,7 +36,9 @@ def environment(**more) -> dict:
             for k, v in os.environ.items() if k not in outside} | {"OMP_NUM_THREADS": "1"} | more
 
 
-def python(home: Path, code: str, **env) -> subprocess.Popen:
-    "Start Python on `code` in the folder `home`."
-    return subprocess.Popen([sys.executable, "-c", code], cwd=home, env=environment(**env),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(home: Path, *argv, **env) -> subprocess.Popen:
+    "Start Python on a script of this folder and its arguments, in the folder `home`."
+    script, *rest = argv
+    command = [sys.executable, Path(__file__).with_name(script), *map(str, rest)]
+    return subprocess.Popen(command, cwd=home, env=environment(**env), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,12 +1,12 @@
-"""Which modules of mimssl a stage uses, derived from the imports of its notebook; `python
-tests/deps.py` writes them into dvc.yaml.
+"""Which modules of mimssl a stage uses, derived from the imports of its notebook; `python -m
+tests.support.deps` writes them into dvc.yaml.
 """
 import ast, json, re
 from functools import cache
 from pathlib import Path
 import yaml
+from . import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 PROFILES = [yaml.safe_load(path.read_text())
             for path in sorted((ROOT / "conf/profile").glob("*.yaml"))]
