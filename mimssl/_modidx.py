@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'mimssl'},
   'syms': { 'mimssl.cli': { 'mimssl.cli.Parser': ('cli.html#parser', 'mimssl/cli.py'),
                             'mimssl.cli.Parser.error': ('cli.html#parser.error', 'mimssl/cli.py'),
+                            'mimssl.cli.add_detect': ('cli.html#add_detect', 'mimssl/cli.py'),
                             'mimssl.cli.assignments': ('cli.html#assignments', 'mimssl/cli.py'),
                             'mimssl.cli.bench': ('cli.html#bench', 'mimssl/cli.py'),
                             'mimssl.cli.bench_evaluations': ('cli.html#bench_evaluations', 'mimssl/cli.py'),
