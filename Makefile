@@ -22,7 +22,7 @@ ifneq ($(strip $(DATA)),)
 export MIMSSL_DATA := $(abspath $(strip $(DATA)))
 endif
 
-.PHONY: help env reproduce data figures bench test lab docs clean
+.PHONY: help env reproduce data figures bench test lab notebooks docs clean
 
 help: ## this list
 	@echo "make <target>, in a folder with Python 3.11 or newer on the path:"
@@ -70,16 +70,18 @@ reproduce: data ## the whole study: data, training, evaluation, figures; a secon
 data: $(READY) ## the generated data set in data/scenes (about a minute, once)
 	@$(BIN)/python -m mimssl.data.scenes
 
-figures: $(READY) ## figures and tables again from the metric lines in outputs/, without training or a GPU
+figures: data ## figures, README's tables and the paper notebooks again from the records in outputs/, without training
 	@$(BIN)/python -m mimssl.training.runner nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
+	@$(BIN)/python -m mimssl.report.pages
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py run nbs/papers/*.ipynb
 
 bench: $(READY) ## time and memory of a training step of every method on this machine
 	@$(BIN)/python -m mimssl bench
 
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores
-	@echo "== component and paper notebooks"
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|pipeline$$)'
+	@echo "== component notebooks"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|(pipeline|papers)$$)'
 	@echo "== everything that crosses them, and the pipeline from end to end"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=5 tests
 
@@ -87,7 +89,10 @@ test: data ## everything that proves it works, under 15 minutes on two cores
 lab: $(READY) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab nbs
 
-docs: $(READY) ## the notebooks as a book in _docs/
+notebooks: data ## execute notebooks and keep their outputs: N="nbs/methods/mae.ipynb ..."
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py run $(N)
+
+docs: $(READY) ## the notebooks as a book in _docs/, to be opened without a server or a network
 	@$(BIN)/jupyter-book build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet && echo "open _docs/_build/html/index.html"
 
 clean: ## remove what can be made again: environment, book, scratch (keeps data/, results, DVC's cache)

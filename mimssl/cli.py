@@ -356,7 +356,8 @@ def written(record: dict) -> str:
     "The value of a record: percentages and large numbers with two decimals, fractions with three."
     from mimssl.report.groups import metric_name
     if record["value"] is None: return "-"
-    return f"{record['value']:.{2 if metric_name(record['metric']).endswith('(%)') or abs(record['value']) >= 10 else 3}f}"
+    value, percent = record["value"], metric_name(record["metric"]).endswith("(%)")
+    return f"{value:.{2 if percent or abs(value) >= 10 else 3}f}"
 
 # %% ../nbs/cli.ipynb #dd7180d9
 def explore(args):

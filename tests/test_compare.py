@@ -198,7 +198,7 @@ def test_report(home, capsys):
     out = told()
     assert (out.startswith("Classes (stripes)\n") and "41.0 ± 1.0" in out and "51.5 ± 1.5*" in out
             and "99" not in out)
-    assert "best of the trained methods" in out
+    assert "leads by more than the std" in out
     assert ("mae-s2" in told("--rows", "run") and "linear" not in told("--evaluations", "knn")
             and "MOCA" not in told("--methods", "mae,pixels"))
     published = told("--published", "--methods", "moca", "--evaluations", "knn", "--format",

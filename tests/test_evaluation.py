@@ -123,7 +123,8 @@ def sentence(result) -> str:
     "suite, options, expected",
     [
         ("kn", "", "evaluation 'kn' is not in the suite (did you mean 'knn'?); use "),
-        ("knn", "knn.kss=[2]", "'knn' has no option 'kss' (did you mean 'ks'?); it knows ks, temperature"),
+        ("knn", "knn.kss=[2]",
+         "'knn' has no option 'kss' (did you mean 'ks'?); it knows ks, temperature"),
         ("knn", "linear.epochs=2", "not among the evaluations knn; add it"),
         ("knn", "ks=[2]", "does not name its evaluation"),
         ("knn", "knn.ks=[64]", "k is 64 but only 32 images can be neighbours; choose a smaller k"),

@@ -11,23 +11,23 @@ TRAIN = ("import sys; from mimssl.cli import main; sys.exit(main('pretrain --rec
 AT_STEP = """
 import os, signal
 from mimssl.training.loop import Run
-advance = Run.advance
+take = Run.take
 def killed(self, batch_of):
     if self.step == {step}: os.kill(os.getpid(), signal.SIGKILL)
-    return advance(self, batch_of)
-Run.advance = killed
+    return take(self, batch_of)
+Run.take = killed
 """
 WHILE_WRITING = """
 import os, signal
-import mimssl.training.checkpoints as checkpoints
+import mimssl.data.files as files
 writes = []
-def killed(path, sync=checkpoints.sync):
+def killed(path, sync=files.sync):
     writes.append(path)
-    if [p.name for p in writes].count("rolling.pt.tmp") == 2:
+    if sum(".rolling.pt." in p.name for p in writes) == 2:
         os.truncate(path, path.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
-checkpoints.sync = killed
+files.sync = killed
 """
 
 

@@ -365,7 +365,7 @@ def show_propagation(frames, masks: dict, at=(0, 5, 10, 15), palette: list[int] 
     width, height = frames[0].size
     fig, axes = plt.subplots(len(masks), len(at),
                              figsize=(1.5 * len(at), 1.5 * len(masks) * height / width + .15),
-                             squeeze=False, dpi=72)
+                             squeeze=False)
     for row, (name, found) in zip(axes, masks.items()):
         for ax, t in zip(row, at):
             ax.imshow(overlay(frames[t], found[t], palette))

@@ -9,7 +9,6 @@ __all__ = ['square', 'token_blocks', 'dense_blocks', 'patch_grid', 'attention_pa
 # %% ../../nbs/evaluation/dense.ipynb #821e1c87
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.settings import BadInput
@@ -77,7 +76,7 @@ def patch_grid(
 
     Raises `BadInput` unless all are finite.
     """
-    chosen, (B, _, H, W), p = (dense_blocks(vit, layer, kind, positions, head), images.shape,
+    chosen, (*_, H, W), p = (dense_blocks(vit, layer, kind, positions, head), images.shape,
                                vit.patch_embed.patch_size[0])
     # what enters block i left block i - 1
     entering = dict(enumerate(token_blocks(vit, images, positions)))

@@ -6,7 +6,7 @@
 __all__ = ['CLASSIFIERS', 'EVALUATIONS', 'draw_shots', 'centroid_classes', 'few_shot_classes', 'lay_out', 'eval_fewshot']
 
 # %% ../../nbs/evaluation/fewshot.ipynb #af51066a
-import json, numpy as np, torch
+import json, torch
 import torch.nn.functional as F
 from pathlib import Path
 from sklearn.linear_model import RidgeClassifier

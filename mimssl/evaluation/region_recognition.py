@@ -26,12 +26,14 @@ def region_model(model):
     if not callable(getattr(model, "encode_text", None)):
         raise BadInput("this model has no text tower, and region recognition compares regions with "
                        "texts; name a run of cfm_vit or a model of open_clip (open_clip:ViT-B-32).")
-    if callable(getattr(model, "encode_patches", None)): return model
-    if not hasattr(model, "model"):
+    inner = getattr(model, "model", None)                    # of a detector, or of open_clip
+    for found in (model, inner):
+        if callable(getattr(found, "encode_patches", None)): return found
+    if inner is None:
         raise BadInput("this image-text model does not tell its patch features (encode_patches); "
                        "region recognition needs them.")
     from mimssl.parts.image_text import from_open_clip
-    return from_open_clip(model.model)
+    return from_open_clip(inner)
 
 # %% ../../nbs/evaluation/region_recognition.ipynb #1013b013
 def known_boxes(dataset, i: int, number: dict[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +122,7 @@ def eval_region_recognition(
     """Annotated boxes named by frozen features: top1, top5, class_mean, and base and novel top1 at
     each size.
     """
-    model = region_model(bench.vit)
+    model = region_model(bench.image_text)
     number, names, base, novel = region_classes(bench)
     patch = model.encoder.patch_embed.patch_size[0]
     own = model.encoder.patch_embed.img_size[0]

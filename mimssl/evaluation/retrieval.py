@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVALUATIONS', 'check_image_text', 'encode_images', 'encode_texts', 'OpenClip', 'load_open_clip', 'first_right',
-           'ranks', 'owned', 'check_ks', 'both_ranks', 'recall', 'read_captions', 'eval_retrieval',
-           'zero_shot_classifier', 'zero_shot_right']
+           'ranks', 'owned', 'check_ks', 'both_ranks', 'recall', 'read_captions', 'eval_retrieval']
 
 # %% ../../nbs/evaluation/retrieval.ipynb #ae8b0c80
-from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -237,24 +235,3 @@ def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, .
 
 # %% ../../nbs/evaluation/retrieval.ipynb #eff45e6c
 EVALUATIONS = {"retrieval": Evaluation(eval_retrieval, text=True)}
-
-# %% ../../nbs/evaluation/retrieval.ipynb #82f16bf6
-def zero_shot_classifier(model, names: list[str], templates: list[str], device="cpu",
-                         progress: bool = True) -> torch.Tensor:
-    "Unit vectors (C, D), one for each class name."
-    texts = [t.format(name, article=article(name)) for name in names for t in templates]
-    return prompt_ensemble(encode_texts(model, texts, device, progress=progress).unflatten(
-        0, (len(names), len(templates))))
-
-def zero_shot_right(images: torch.Tensor, classifier: torch.Tensor, labels: torch.Tensor,
-                    device="cpu") -> dict[str, torch.Tensor]:
-    """Which images are right (N,) bool, as top1 and (from five classes on) top5, for image features
-    (N, D), class vectors (C, D) and labels (N,).
-
-    Raises `BadInput` for labels without a class.
-    """
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(classifier):
-        raise BadInput(f"labels must lie in 0..{len(classifier) - 1}, one for each class name; "
-                       f"give the names of all classes.")
-    found = ranks(images, classifier, labels[:, None], device)
-    return {f"top{k}": found < k for k in (1, 5) if k <= len(classifier)}

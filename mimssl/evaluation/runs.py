@@ -10,7 +10,6 @@ import json, torch
 import torch.nn.functional as F
 from pathlib import Path
 from ..data.settings import BadInput, settings
-from .features import FeatureSpec
 from .evaluation import Bench, PixelBench
 from .suite import evaluations, run_suite, suite_names, untrained
 from ..parts.encoder import EncoderConfig, build_encoder, load_encoder
@@ -116,7 +115,7 @@ def show_neighbours(bench: Bench, queries: int = 5, k: int = 5):
     import matplotlib.pyplot as plt
     (train, test), (numbers, wanted) = ((bench.data("train"), bench.data("test")),
                                         bench.matched_labels())
-    fig, axes = plt.subplots(queries, k + 1, figsize=(.7 * (k + 1), .74 * queries), dpi=72,
+    fig, axes = plt.subplots(queries, k + 1, figsize=(.7 * (k + 1), .74 * queries),
                              squeeze=False, layout="constrained")
     for row, (query, near) in zip(axes, neighbours(bench, queries, k)):
         for ax, source, i in zip(row, [test] + [train] * k, [query, *near]):

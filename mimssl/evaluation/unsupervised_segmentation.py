@@ -17,8 +17,7 @@ from ..data.progress import track
 from ..data.settings import BadInput
 from ..data.sources import check
 from .evaluation import Evaluation
-from .dense import (dense_blocks, square, squashed_side, token_counts,
-                                     token_of_pixels)
+from .dense import dense_blocks, square, squashed_side, token_counts
 from .objects import object_kind, object_masks
 from .semseg import dense_encoder
 

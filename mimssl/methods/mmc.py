@@ -22,7 +22,7 @@ from .dino import (encode_crops, epoch_number, init_dino, local_crop_size,
 from .method import At, Method
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
-from ..parts.encoder import EncoderConfig, build_encoder, patchify, unpatchify
+from ..parts.encoder import EncoderConfig, build_encoder, patchify
 from ..parts.heads import DINOHead, projection_mlp
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine

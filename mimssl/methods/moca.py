@@ -167,7 +167,7 @@ def new_codewords(book: Codebook, tokens: torch.Tensor, draws) -> torch.Tensor:
 
     Raises `BadInput` for too small a batch.
     """
-    o, B, D = book.options, tokens.shape[1], tokens.shape[-1]
+    o, B = book.options, tokens.shape[1]
     released = o.codebook == "released"
     n, total, start = ((o.num_new_codewords // world(), B, 0) if released
                        else (o.num_new_codewords, B * world(), B * rank()))

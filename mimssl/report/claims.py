@@ -7,7 +7,6 @@ __all__ = ['CLAIMS', 'HOLDS', 'FAILS', 'UNDECIDED', 'NOT_RUN', 'Claim', 'claim',
            'claims_table']
 
 # %% ../../nbs/report/claims.ipynb #b7dd913d
-from collections import Counter
 from dataclasses import dataclass
 from ..data.settings import BadInput
 from .groups import decimals, label_of, per_seed, score_name, summarise

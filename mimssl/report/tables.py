@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEST', 'LETTERS', 'TASK', 'Cell', 'Table', 'to_text', 'to_html', 'to_markdown', 'to_latex', 'narrow', 'columns_of',
-           'Notes', 'result_table', 'headline', 'topic_tables', 'Difference', 'differences', 'Interval',
+           'Notes', 'leader', 'result_table', 'headline', 'topic_tables', 'Difference', 'differences', 'Interval',
            'paired_bootstrap', 'outcomes_of', 'match_outcomes', 'compare']
 
 # %% ../../nbs/report/tables.ipynb #e4b1d5f7
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ..data.per_image import Outcomes, by_image
 from ..data.settings import BadInput
 from .groups import (COSTS, Summary, better, by_topic, decimals, describe, differing,
-                                  group, in_order, label_of, per_seed, score_name, select,
+                                  group, in_order, label_of, per_seed, score_name,
                                   summarise, value_of)
 
 # %% ../../nbs/report/tables.ipynb #0125a0ce
@@ -45,7 +45,7 @@ class Table:
     def latex(self) -> str: return to_latex(self)
 
 # %% ../../nbs/report/tables.ipynb #ec96254b
-BEST = "best of the trained methods"
+BEST = "leads by more than the std"
 
 def _noted_best(table: Table, mark: str) -> list[str]:
     "The sentence that says what `mark` means, where there is a marked cell."
@@ -225,6 +225,18 @@ class Notes:
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
+# %% ../../nbs/report/tables.ipynb #0b3296af
+def leader(found: dict, way: int):
+    """The key of the best `Summary` (way 1: most, -1: least) if it leads every other by more than
+    the std of their difference; None where none does, and where there is nothing to beat.
+    """
+    if len(found) < 2 or not way: return None
+    best = max(found, key=lambda key: way * found[key].mean)
+    first, others = found[best], [s for key, s in found.items() if key != best]
+    if any(s.std is None for s in found.values()): return None
+    leads = (abs(first.mean - s.mean) > (first.std ** 2 + s.std ** 2) ** .5 for s in others)
+    return best if all(leads) else None
+
 # %% ../../nbs/report/tables.ipynb #c962152b
 def result_table(
     records: list[dict],
@@ -252,8 +264,7 @@ def result_table(
         if summary and summary.count < len(_seeds_of(body[key[0]])):
             cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
     for column in columns:
-        _mark_best(cells, column, _digits(columns[column]),
-                   better(column[0].split("/")[1], lower_is_better), baselines)
+        _mark_best(cells, column, better(column[0].split("/")[1], lower_is_better), baselines)
     theirs = _published(in_order(list(published)), columns)
     columns = list(dict.fromkeys([*columns, *(column for _, column in theirs)]))
     scores = list(dict.fromkeys(score for score, _ in columns))
@@ -286,17 +297,13 @@ def _cell(found: list[dict], column: list[dict], letters: Notes) -> tuple[Summar
 def _digits(column: list[dict]) -> int:
     return decimals(record["value"] for record in column if record["value"] is not None)
 
-def _mark_best(cells: dict, column: tuple, digits: int, way: int, baselines: tuple) -> None:
-    """Mark the best mean of a column, and those that print the same; nothing where there is nothing
-    to beat, or more is not `better` or worse.
-    """
-    found = {key: summary.mean for key, (summary, _) in cells.items() if key[1] == column
+def _mark_best(cells: dict, column: tuple, way: int, baselines: tuple) -> None:
+    "Mark the `leader` of a column."
+    found = {key: summary for key, (summary, _) in cells.items() if key[1] == column
              and summary and key[0][0] not in baselines}
-    if len(found) < 2 or not way: return
-    best = round((max if way > 0 else min)(found.values()), digits)
-    for key, mean in found.items():
-        if round(mean, digits) == best:
-            cells[key] = (cells[key][0], Cell(cells[key][1].text, True, cells[key][1].marks))
+    if best := leader(found, way):
+        summary, cell = cells[best]
+        cells[best] = (summary, Cell(cell.text, True, cell.marks))
 
 # %% ../../nbs/report/tables.ipynb #229d7657
 def _header(column: tuple) -> str:

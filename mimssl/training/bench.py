@@ -8,7 +8,7 @@ __all__ = ['MIDDLE', 'PEERS', 'VARIANTS', 'LIMIT', 'HEADER', 'random_batch', 'st
            'make_row', 'cost_of', 'bench', 'row_text', 'device_name', 'cost_records', 'run_bench']
 
 # %% ../../nbs/training/bench.ipynb #33d3b5f4
-import math, os, platform, statistics, time, torch, weakref
+import os, platform, statistics, time, torch, weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from PIL import Image

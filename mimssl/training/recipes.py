@@ -11,7 +11,7 @@ import hashlib, json
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from ..data.options import build, check_options, closest
+from ..data.options import build, closest
 from ..data.settings import BadInput
 from ..methods.method import find_method
 from ..parts.encoder import EncoderConfig

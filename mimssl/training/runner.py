@@ -163,7 +163,7 @@ def run_notebook(source, target, given: dict | None = None) -> Path:
 
     Raises `BadInput` or `NotebookFailed`.
     """
-    try: import nbformat, papermill
+    try: import nbformat, papermill  # noqa: F401
     except ModuleNotFoundError as e:
         raise BadInput(f"{e.name} is not installed for {sys.executable}; activate the environment "
                        f"(source .venv/bin/activate), or use make.") from None

@@ -14,7 +14,7 @@ from ..methods.method import Method, make_method
 from ..parts.draws import Draws
 from .checkpoints import fit, read_weights
 from .loop import monitor_images
-from .recipes import Recipe, read_recipe, result_of
+from .recipes import Recipe, result_of
 
 # %% ../../nbs/training/summary.ipynb #a7de9ed6
 def extracts(log: list[dict], folder) -> dict:
@@ -65,7 +65,7 @@ def show_reconstructions(recipe: Recipe, folder, count: int = 6):
     import matplotlib.pyplot as plt
     pictures = reconstructions(recipe, folder, count)
     if not pictures: return None
-    fig, axes = plt.subplots(3, count, figsize=(1.1 * count, 3.4), dpi=80, squeeze=False,
+    fig, axes = plt.subplots(3, count, figsize=(1.1 * count, 3.4), squeeze=False,
                              layout="constrained")
     for ax, picture in zip(axes.flat, pictures):
         ax.imshow(picture, interpolation="nearest")

@@ -56,8 +56,10 @@ def used_by(notebook: Path, also: tuple[Path, ...] = ()) -> set[str]:
 
 
 def method_file(recipe: str) -> Path:
-    """The file of a recipe's method, which is imported by name. The stages of the study know a method
-    by its file in mimssl/methods, so one of another package has a module there that imports it.
+    """The file of a recipe's method, which is imported by name.
+
+    The stages of the study know a method by its file in mimssl/methods, so one of another package
+    has a module there that imports it.
     """
     method = PARAMS["recipes"][recipe]["method"]
     from mimssl.methods.method import ABOVE
@@ -67,7 +69,7 @@ def method_file(recipe: str) -> Path:
 
 
 def evaluation_files() -> set[Path]:
-    "The files of the evaluations that a profile's study or sweeps name, which are imported by name."
+    "The files of the evaluations that the study or the sweeps of a profile name."
     from mimssl.evaluation.suite import evaluations
     suites = [p["study"].get("suite") for p in PROFILES if "study" in p]
     suites += [sweep.get("suite") for p in PROFILES for sweep in (p.get("sweeps") or {}).values()]

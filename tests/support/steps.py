@@ -27,7 +27,7 @@ def double(batch: dict) -> dict:
 
 
 def train(recipe, data, steps: int, noise: float = 0.):
-    "Values of each step and the final state; start weights are multiplied by 1 + `noise` * N(0, 1)."
+    "Values of each step and the final state; start weights are times 1 + `noise` * N(0, 1)."
     run = Run(recipe, 0, data)
     run.method.double()
     run.start()
