@@ -93,7 +93,7 @@ notebooks: data ## execute notebooks and keep their outputs: N="nbs/methods/mae.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py run $(N)
 
 docs: $(READY) ## the notebooks as a book in _docs/, to be opened without a server or a network
-	@$(BIN)/jupyter-book build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet && echo "open _docs/_build/html/index.html"
+	@$(BIN)/jupyter-book build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet >/dev/null && echo "open _docs/_build/html/index.html"
 
 clean: ## remove what can be made again: environment, book, scratch (keeps data/, results, DVC's cache)
 	rm -rf $(V) _docs _proc outputs/local *.egg-info

@@ -188,6 +188,9 @@ def make_parser() -> Parser:
                    help="take so many images of the data set, spread evenly (default: %(default)s)")
     c.add_argument("--size", type=int, help="side of the input in pixels (default: 480/224 of each "
                                             "encoder's own, at most 480)")
+    c.add_argument("--words", type=lambda text: [w.strip() for w in text.split(",")],
+                   metavar="WORDS", help="text prompts that the page shall know, separated by "
+                   "commas, for encoders with a text tower (default: the names of the objects)")
     c.add_argument("--out", metavar="FILE", default="explorer.html", help="default: %(default)s")
     return cli
 
@@ -376,7 +379,7 @@ def explore(args):
     if Path(args.out).is_dir(): raise BadInput(f"--out is '{args.out}', a folder; name a file.")
     make_folder(Path(args.out).parent, "the folder of --out")
     path = export_html(images, args.models, args.out, size=args.size,
-                       device=args.device or settings().device)
+                       device=args.device or settings().device, words=args.words)
     print(f"open {path} in a browser")
 
 # %% ../nbs/cli.ipynb #e0838b31

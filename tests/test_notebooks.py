@@ -92,3 +92,9 @@ def figures_without_caption(path: Path) -> list[str]:
 def test_figures_have_captions(path):
     bare = figures_without_caption(path)
     assert not bare, f"cells {bare}: an emphasised paragraph below a figure is its caption"
+
+
+def test_outputs_without_warnings():
+    say = lambda name, text: {"output_type": "stream", "name": name, "text": text}
+    outputs = [say("stdout", "a\n"), say("stderr", "here"), say("stdout", "b\n"), {"data": {}}]
+    assert tool.told(outputs) == [say("stdout", "a\nb\n"), {"data": {}}]

@@ -101,6 +101,17 @@ def stale(paths: list[Path]) -> dict[Path, str]:
     return {path: text for path in paths if (text := wanted(path)) != path.read_text()}
 
 
+def told(outputs: list[dict]) -> list[dict]:
+    "Outputs without warnings, which name this machine's folders; prints in one piece."
+    kept = []
+    for out in outputs:
+        if out.get("name") == "stderr": continue
+        if kept and out.get("name") == kept[-1].get("name") == "stdout":
+            kept[-1]["text"] = "".join(kept[-1]["text"]) + "".join(out["text"])
+        else: kept.append(out)
+    return kept
+
+
 def run(path: Path) -> None:
     "Execute a notebook in its folder, with this checkout's library, and keep its outputs."
     import nbformat
@@ -108,6 +119,8 @@ def run(path: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     notebook, folder = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=folder).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.outputs = told(cell.outputs)
     nbformat.write(notebook, path)
     clean = Path(sys.executable).with_name("nbdev-clean")
     subprocess.run([clean, "--fname", path], check=True, cwd=ROOT)

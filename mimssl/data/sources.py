@@ -65,6 +65,8 @@ class Source(Dataset):
     Items: 'image' (PIL RGB), 'index' (int), 'name' (str) and what `known` adds. Attributes: `root`,
       `files` (list of paths).
     """
+    entry: tuple[str, str] | None = None   # name and split in the catalogue
+
     def __init__(self, root: Path, files):
         self.root, self.files = Path(root), [Path(f) for f in files]
         if not self.files:
@@ -552,6 +554,13 @@ def open_dataset(
     Raises `BadInput` for an unknown name or split, a missing data set, a wrong layout, an empty
     class folder, malformed annotations, and annotations whose images are missing.
     """
+    source = _opened(name, split)
+    source.entry = name, split
+    return source
+
+
+def _opened(name: str, split: str) -> Source:
+    "The source of a split, by its format."
     e, root, parts = _parts(name, split)
     if e.format == "folders": return ClassFolders(root, **parts)
     if e.format in ("coco", "lvis"): return Coco(root, **parts)

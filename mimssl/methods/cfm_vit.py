@@ -29,15 +29,14 @@ from ..parts.teacher import copy_as_teacher, ema_update
 from ..parts.text import TextConfig, TextTower, token_ids, tokenise
 
 # %% ../../nbs/methods/cfm_vit.ipynb #bdaa6f35
-def caption_view(size: int, scale) -> v2.Compose:
+def caption_view(size: int, scale, jitter: float = 0.) -> v2.Compose:
     """The view of a captioned image: a random crop and no flip, since captions know left from
-    right.
-
-    PIL RGB -> (3, size, size) float32.
+    right. PIL RGB -> (3, size, size) float32. `jitter`: probability that all colours change.
     """
-    return v2.Compose([
-        v2.RandomResizedCrop(size, tuple(scale), interpolation=InterpolationMode.BICUBIC),
-        *to_normalised()])
+    crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=InterpolationMode.BICUBIC)
+    colours = [v2.RandomApply([v2.ColorJitter(.2, .2, .2, .5)], p=jitter)] if jitter else []
+    return v2.Compose([crop, *colours, *to_normalised()])
+
 
 # %% ../../nbs/methods/cfm_vit.ipynb #9ea49fa8
 def drop_positions(
@@ -144,11 +143,12 @@ class CFMViTOptions:
     text_causal: bool = False
     long_captions: str = "refuse"     # captions longer than the context: 'refuse' or 'cut'
     crop_scale: tuple = (.9, 1.)      # area of the random crop, as a share of the image
+    jitter: float = 0.                # probability that all colours of an image change
 
     def __post_init__(self):
         check_options(
             self, positive=("temperature", "max_scale"),
-            share=("momentum", "pos_dropout"), least={"rec_weight": 0, "region": 1},
+            share=("momentum", "pos_dropout", "jitter"), least={"rec_weight": 0, "region": 1},
             choices={"contrast_tokens": ("all", "complement"), "target": TARGETS,
                      "rec_places": ("masked", "all"), "pos_dropout_unit": ("sample", "batch"),
                      "long_captions": ("refuse", "cut")})
@@ -204,7 +204,8 @@ class CFMViT(Method):
             if o.target == "momentum": self.teacher = copy_as_teacher(self.encoder)
 
     def views(self) -> dict[str, list]:
-        return {"global": [caption_view(self.image_size, self.options.crop_scale)]}
+        o = self.options
+        return {"global": [caption_view(self.image_size, o.crop_scale, o.jitter)]}
     def image_text(self) -> ImageText: return ImageText(self.encoder, self.text, self.logit_scale)
 
     def after_init(self):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Measured', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order',
-           'Requested', 'batches', 'collapse', 'monitor_images', 'GatheredBatchNorm', 'synchronise', 'check_batch_norm',
-           'Progress', 'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log',
-           'load_start', 'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop',
-           'train', 'identify', 'lock_files', 'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times',
-           'stopped']
+           'Requested', 'view_batches', 'as_it_is', 'Collated', 'batches', 'collapse', 'monitor_images',
+           'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'Progress', 'TrainingStopped', 'NotFinite',
+           'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start', 'starting_encoder', 'fill_encoders',
+           'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders',
+           'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -30,6 +30,8 @@ from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, Stopped, pick_device, settings
 from ..data.sources import check, fingerprint, open_dataset
+from ..data.batched_views import ViewBatches, batched, finish_batch
+from ..data.image_cache import Form, needed, stored
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
 from ..data.workers import check_shared_memory, from_workers, loader_options, tensor_bytes
 from ..methods.method import At, Method, find_method, make_method
@@ -125,33 +127,53 @@ class Order:
 
 # %% ../../nbs/training/loop.ipynb #e770bd30
 class Requested(Dataset):
-    "The views of (epoch, image); every worker process has its own epoch, since workers run ahead."
+    "The views of a list of (epoch, image) by Pillow, one after the other: the reference."
     def __init__(self, dataset, views: dict, seed: int):
         self.args, self.views, self.process = (dataset, views, seed), None, None
 
-    def __getitem__(self, request: tuple[int, int]) -> dict:
-        if self.process != os.getpid():
+    def __getitem__(self, requests: list[tuple[int, int]]) -> dict | BadInput:
+        if self.process != os.getpid():   # its epoch is its own, since workers run ahead
             self.views, self.process = ViewDataset(*self.args), os.getpid()
-        self.views.set_epoch(request[0])
-        return self.views[request[1]]
+        try: return collate_views([self.views[request] for request in requests])
+        except BadInput as error: return error
+
+def view_batches(dataset, views: dict, recipe: Recipe, seed: int, finish: bool) -> Dataset:
+    "What makes a micro-batch from a list of (epoch, image), as `recipe.views` says."
+    if recipe.views == "pillow": return Requested(dataset, views, seed)
+    form = needed(views) if recipe.views == "batched" else Form()
+    return ViewBatches(stored(dataset, form), views, seed, finish)
+
+def as_it_is(batch): return batch
+
+class Collated(Dataset):
+    "A micro-batch from a list of (epoch, image), of a method's own `items`."
+    def __init__(self, items: Dataset): self.items = items
+
+    def __getitem__(self, requests: list[tuple[int, int]]) -> dict | BadInput:
+        try: return collate_views([self.items[request] for request in requests])
+        except BadInput as error: return error
 
 def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: int,
-            device: torch.device, items=None):
-    """This process's micro-batches, their tensors on `device`; `items` are read in place of the
-    `views` of `dataset`, where a method has its own.
+            device: torch.device, items: Dataset | None = None):
+    """This process's micro-batches, their tensors on `device`, where the colours of batched views
+    are computed too if it is an accelerator. A method's own `items` take the place of `views`.
     """
     order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
-    cuda = device.type == "cuda"
-    views = items or Requested(dataset, views, seed)
+    fast = device.type != "cpu"
+    own = Collated(items) if items else None
+    source = own or view_batches(dataset, views, recipe, seed, finish=not fast)
+    steps = batched(views) if fast and not own and recipe.views != "pillow" else None
     workers = settings().workers
-    if workers:
-        check_shared_memory(tensor_bytes(views[0, 0]) * share(recipe, 0, rank(), world())[1],
-                            workers)
-    loader = DataLoader(views, batch_sampler=order, collate_fn=collate_views, pin_memory=cuda,
-                        generator=torch.Generator(), **loader_options(workers))
+    if workers and start < stop:
+        check_shared_memory(tensor_bytes(source[next(iter(order))]), workers)
+    loader = DataLoader(source, batch_size=None, sampler=order, collate_fn=as_it_is,
+                        pin_memory=device.type == "cuda", generator=torch.Generator(),
+                        **loader_options(workers))
     for batch in from_workers(loader):
-        yield {k: x.to(device, non_blocking=cuda) if isinstance(x, torch.Tensor) else x
-               for k, x in batch.items()}
+        if isinstance(batch, BadInput): raise batch
+        batch = {k: x.to(device, non_blocking=fast) if isinstance(x, torch.Tensor) else x
+                 for k, x in batch.items()}
+        yield finish_batch(batch, steps) if steps else batch
 
 # %% ../../nbs/training/loop.ipynb #f35f66b4
 @torch.no_grad()
@@ -457,17 +479,6 @@ def fill_encoders(method: Method, vit: VisionTransformer, loaded=()):
             module.load_state_dict(vit.state_dict())
     method.after_init()
 
-def check_images(dataset, smallest: int, data: str):
-    """Look at every image once for each data set and patch size.
-
-    Raises `BadInput` that names the first unusable file.
-    """
-    seen = settings().local / "checked" / f"{data}-{smallest}"
-    if rank() or seen.exists(): return
-    check(dataset, smallest)
-    seen.parent.mkdir(parents=True, exist_ok=True)
-    seen.touch()
-
 # %% ../../nbs/training/loop.ipynb #ef8aad72
 def check_images(dataset, smallest: int, data: str):
     """Look at every image once for each data set and patch size.
@@ -495,6 +506,7 @@ def build_run(recipe: Recipe, seed: int, dataset, folder: Path, rolling: Path,
     if state is not None: together(lambda: run.restore(state, rolling))
     else: run.log.append({"kind": "epoch", "epoch": 0., "step": 0, **watch(run)})
     return run
+
 
 # %% ../../nbs/training/loop.ipynb #8fe52b0d
 def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 120.,

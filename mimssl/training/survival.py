@@ -80,6 +80,7 @@ def agree(what: str, mine, remedy: str) -> None:
         raise BadInput(f"the processes do not agree: {what} is {found[0]} for process 0 and "
                        f"{found[other]} for process {other}; {remedy}.")
 
+# %% ../../nbs/training/survival.ipynb #f813038b
 @contextmanager
 def held(*places, what: str):
     "Process 0 holds these lock files; all refuse when another run holds one."
