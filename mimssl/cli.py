@@ -78,15 +78,13 @@ def make_parser() -> Parser:
                    help="change values of the recipe, as epochs=2 optimiser.clip=1")
     c = command("evaluate", "evaluate an encoder")
     c.add_argument("--model", required=True,
-                   help="the folder of a run, an encoder.safetensors, or a timm name such as "
-                        "vit_small_patch16_224.dino")
+                   help="a run's folder, a file, or a name such as vit_small_patch16_224.dino")
     c.add_argument("--suite", default="knn,linear",
                    help="evaluations, separated by commas (default: %(default)s)")
     c.add_argument("--dataset", default="scenes",
                    help="name in the catalogue (default: %(default)s)")
     c.add_argument("--splits", metavar="TRAIN,TEST",
-                   help="names of its splits (default: train,val, or train,test where there is no "
-                        "val)")
+                   help="names of its splits (default: train,val; without a val train,test)")
     c.add_argument("--eval-seed", type=int, default=0, metavar="SEED",
                    help="of what evaluations draw at random (default: %(default)s)")
     c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE",

@@ -8,7 +8,6 @@ __all__ = ['EVALUATIONS', 'zero_shot_classifier', 'zero_shot_right', 'class_name
 # %% ../../nbs/evaluation/zero_shot.ipynb #1df815a2
 from pathlib import Path
 import torch
-import torch.nn.functional as F
 from ..data.settings import BadInput
 from .evaluation import Evaluation
 from .retrieval import check_image_text, encode_images, encode_texts, ranks

@@ -251,8 +251,7 @@ MAIN = {"Classes": {e: ("top1",) for e in _TOP1}
         "Images and texts": dict(retrieval=("i2t_r1", "t2i_r1")),
         "Detection": dict(detection=("ap", "apr", "box_ap", "box_apr", "mask_ap", "mask_apr",
                                      "novel_ap50", "base_ap50", "all_ap50"),
-                          open_vocabulary=("novel_ap50", "base_ap50", "all_ap50", "mask_apr",
-                                           "mask_ap"),
+                          open_vocabulary=("novel_ap50", "base_ap50", "all_ap50", "mask_apr"),
                           region_recognition=("top1", "class_mean"))}
 COSTS = ("hours", "seconds", "cpu_seconds", "peak_mb", "items_per_s", "images_per_s",
          "gflop_per_image", "time_ratio", "flops_ratio")
