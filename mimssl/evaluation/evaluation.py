@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 from ..data.options import typed
+from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
@@ -86,104 +87,121 @@ class Bench:
         "Evaluations call this when their checks are done, before they read images."
         if self.rehearsing: raise Begun
 
-    def data(self, split: str):
-        "The images of 'train' or 'test'."
-        if split not in self._open:
-            self._open[split] = open_dataset(self.dataset, self.splits[split])
-        return self._open[split]
+# %% ../../nbs/evaluation/evaluation.ipynb #69fb6fd0
+@patch_to(Bench)
+def data(self, split: str):
+    "The images of 'train' or 'test'."
+    if split not in self._open:
+        self._open[split] = open_dataset(self.dataset, self.splits[split])
+    return self._open[split]
 
-    def labels(self, split: str) -> torch.Tensor:
-        "The labels (N,) of a split, without reading an image."
-        if not hasattr(self.data(split), "targets"):
-            raise BadInput(f"data set '{self.dataset}' has no classes; this evaluation needs a "
-                           f"data set of class folders.")
-        return torch.tensor(self.data(split).targets)
+@patch_to(Bench)
+def labels(self, split: str) -> torch.Tensor:
+    "The labels (N,) of a split, without reading an image."
+    if not hasattr(self.data(split), "targets"):
+        raise BadInput(f"data set '{self.dataset}' has no classes; this evaluation needs a "
+                       f"data set of class folders.")
+    return torch.tensor(self.data(split).targets)
 
-    def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The labels of the training (N,) and test images (Q,), both in the numbers of the training
-        folders.
+@patch_to(Bench)
+def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labels of the training (N,) and test images (Q,), both in the numbers of the training
+    folders.
 
-        Raises `BadInput` for a class without training images.
-        """
-        train, test = self.labels("train"), self.labels("test")
-        number = {name: i for i, name in enumerate(self.data("train").classes)}
-        for name in self.data("test").classes:
-            if name not in number:
-                raise BadInput(f"class {name} is in the test split but has no training image; add "
-                               f"some or drop the class.")
-        return train, torch.tensor([number[name] for name in self.data("test").classes])[test]
+    Raises `BadInput` for a class without training images.
+    """
+    train, test = self.labels("train"), self.labels("test")
+    number = {name: i for i, name in enumerate(self.data("train").classes)}
+    for name in self.data("test").classes:
+        if name not in number:
+            raise BadInput(f"class {name} is in the test split but has no training image; add "
+                           f"some or drop the class.")
+    return train, torch.tensor([number[name] for name in self.data("test").classes])[test]
 
-    def spec(self, layer="last", **wanted) -> FeatureSpec:
-        """The features an evaluation wants, with the user's overrides, for this encoder: 4 last
-        blocks of 3 are 3, and the mean stands for a class token where there is none.
-        """
-        if "cls" in wanted.get("pooling", "") and not self.vit.has_class_token:
-            wanted["pooling"] = "mean"
-        layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
-        return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
+# %% ../../nbs/evaluation/evaluation.ipynb #1c0da812
+@patch_to(Bench)
+def spec(self, layer="last", **wanted) -> FeatureSpec:
+    """The features an evaluation wants, with the user's overrides, for this encoder: 4 last
+    blocks of 3 are 3, and the mean stands for a class token where there is none.
+    """
+    if "cls" in wanted.get("pooling", "") and not self.vit.has_class_token:
+        wanted["pooling"] = "mean"
+    layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
+    return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
 
-    def read(self, split: str, specs: list[FeatureSpec], rows: torch.Tensor | None = None):
-        """Extract features for all `specs` in one pass over the images (of `rows` alone, if given).
+@patch_to(Bench)
+def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
 
-        Raises `BadInput` unless they are finite.
-        """
-        labels, key = self.labels(split), "" if rows is None else str(key_seed(*rows.tolist()))
-        self.begin()
-        start = time.perf_counter()
-        dataset = self.data(split) if rows is None else Subset(self.data(split), rows.tolist())
-        missing = [s for s in dict.fromkeys(specs) if (split, s, key) not in self._known]
-        if missing:
-            data = fingerprint(self.dataset, self.splits[split]) + key
-            found = extract_all(self.vit, dataset, missing, self.device, data, **self.options)
-            self._known |= {(split, s, key): check_finite(x) for s, (x, _) in zip(missing, found)}
-            self._clock(len(dataset), start)
-        return [(self._known[split, s, key], labels if rows is None else labels[rows])
-                for s in specs]
+@patch_to(Bench)
+def unusual(self) -> dict:
+    "The test split and the seed, where they are not val and 0: a part of every protocol."
+    return ({} if self.splits["test"] == "val" else {"split": self.splits["test"]}) | (
+        {"eval_seed": self.seed} if self.seed else {})
 
-    def _clock(self, images: int, start: float):
-        self.reading["images"] += images
-        self.reading["seconds"] += time.perf_counter() - start
+@patch_to(Bench)
+def patch_head(self, kind: str):
+    """The patch head that was trained with the encoder, for patch features of the kind
+    'projected'; None for other kinds.
 
-    def features(self, split: str, spec: FeatureSpec, rows: torch.Tensor | None = None):
-        "Features (N, D) and labels (N,) of 'train' or 'test', on the CPU."
-        return self.read(split, [spec], rows)[0]
+    Raises `BadInput` where there is none.
+    """
+    if kind != "projected": return None
+    head = load_patch_head(Path(self.folder) / "method.safetensors") if self.folder else None
+    if head is None:
+        raise BadInput("kind is 'projected', but this encoder has no patch head; name an "
+                       "encoder.safetensors that still lies in the folder of its run of mmc or "
+                       "ibot, or use tokens or keys.")
+    return head
 
-    def both(self, spec: FeatureSpec) -> tuple:
-        "Features and `matched_labels` of the training images, then of the test images."
-        train_labels, test_labels = self.matched_labels()
-        return (self.features("train", spec)[0], train_labels, self.features("test", spec)[0],
-                test_labels)
+# %% ../../nbs/evaluation/evaluation.ipynb #95592eed
+@patch_to(Bench)
+def read(self, split: str, specs: list[FeatureSpec], rows: torch.Tensor | None = None):
+    """Extract features for all `specs` in one pass over the images (of `rows` alone, if given).
 
-    def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)
+    Raises `BadInput` unless they are finite.
+    """
+    labels, key = self.labels(split), "" if rows is None else str(key_seed(*rows.tolist()))
+    self.begin()
+    start = time.perf_counter()
+    dataset = self.data(split) if rows is None else Subset(self.data(split), rows.tolist())
+    missing = [s for s in dict.fromkeys(specs) if (split, s, key) not in self._known]
+    if missing:
+        data = fingerprint(self.dataset, self.splits[split]) + key
+        found = extract_all(self.vit, dataset, missing, self.device, data, **self.options)
+        self._known |= {(split, s, key): check_finite(x) for s, (x, _) in zip(missing, found)}
+        self._clock(len(dataset), start)
+    return [(self._known[split, s, key], labels if rows is None else labels[rows])
+            for s in specs]
 
-    def patch_head(self, kind: str):
-        """The patch head that was trained with the encoder, for patch features of the kind
-        'projected'; None for other kinds.
+@patch_to(Bench)
+def _clock(self, images: int, start: float):
+    self.reading["images"] += images
+    self.reading["seconds"] += time.perf_counter() - start
 
-        Raises `BadInput` where there is none.
-        """
-        if kind != "projected": return None
-        head = load_patch_head(Path(self.folder) / "method.safetensors") if self.folder else None
-        if head is None:
-            raise BadInput("kind is 'projected', but this encoder has no patch head; name an "
-                           "encoder.safetensors that still lies in the folder of its run of mmc or "
-                           "ibot, or use tokens or keys.")
-        return head
+@patch_to(Bench)
+def features(self, split: str, spec: FeatureSpec, rows: torch.Tensor | None = None):
+    "Features (N, D) and labels (N,) of 'train' or 'test', on the CPU."
+    return self.read(split, [spec], rows)[0]
 
-    def unusual(self) -> dict:
-        "The test split and the seed, where they are not val and 0: a part of every protocol."
-        return ({} if self.splits["test"] == "val" else {"split": self.splits["test"]}) | (
-            {"eval_seed": self.seed} if self.seed else {})
+# %% ../../nbs/evaluation/evaluation.ipynb #3ed65f05
+@patch_to(Bench)
+def both(self, spec: FeatureSpec) -> tuple:
+    "Features and `matched_labels` of the training images, then of the test images."
+    train_labels, test_labels = self.matched_labels()
+    return (self.features("train", spec)[0], train_labels, self.features("test", spec)[0],
+            test_labels)
 
-    def names(self, split: str) -> list[str]:
-        "The names of the images of a split, in their order."
-        return [self.data(split).name(i) for i in range(len(self.data(split)))]
+@patch_to(Bench)
+def names(self, split: str) -> list[str]:
+    "The names of the images of a split, in their order."
+    return [self.data(split).name(i) for i in range(len(self.data(split)))]
 
-    def on(self, dataset: str) -> "Bench":
-        "The same encoder and options on another data set."
-        other = copy.copy(self)
-        other.dataset, other._open, other._known, other._mean = dataset, {}, {}, None
-        return other
+@patch_to(Bench)
+def on(self, dataset: str) -> "Bench":
+    "The same encoder and options on another data set."
+    other = copy.copy(self)
+    other.dataset, other._open, other._known, other._mean = dataset, {}, {}, None
+    return other
 
 # %% ../../nbs/evaluation/evaluation.ipynb #a2d07cd8
 class PixelBench(Bench):

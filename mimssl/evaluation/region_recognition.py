@@ -147,4 +147,4 @@ def eval_region_recognition(
     return found
 
 # %% ../../nbs/evaluation/region_recognition.ipynb #09b5cd88
-EVALUATIONS = {"region_recognition": Evaluation(eval_region_recognition)}
+EVALUATIONS = {"region_recognition": Evaluation(eval_region_recognition, text=True)}

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from torch import nn
 from timm.models import VisionTransformer
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import multi_crop
-from .dino import (cross_crop_loss, encode_crops, epoch_number, init_dino,
-                                 local_crop_size, mean_cosine, mean_entropy, move_centre,
-                                 teacher_temperature)
 from .method import At, Method
 from ..parts.blockwise import block_masks, mask_ratios
-from ..parts.encoder import EncoderConfig, build_encoder
+from ..parts.encoder import EncoderConfig, build_encoder, encode
 from ..parts.heads import IBOTHead
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine
+from ..parts.self_distillation import (cross_crop_loss, init_dino, local_crop_size,
+                                            mean_cosine, mean_entropy, move_centre,
+                                            teacher_temperature)
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/ibot.ipynb #4880bb99
@@ -60,32 +61,38 @@ class IBOTOptions:
     global_scale: tuple = (.25, 1.)
     local_scale: tuple = (.05, .25)
 
-    def __post_init__(self):
-        temperatures = [f"{when}teacher_{what}temperature" for when in ("warmup_", "")
-                        for what in ("", "patch_")]
-        check_options(self,
-                      positive=("student_temperature", *temperatures),
-                      share=("momentum", "centre_momentum", "patch_centre_momentum"),
-                      choices={"mask_shape": ("block", "random")},
-                      least=dict.fromkeys(("out_dim", "patch_out_dim"), 2) | dict.fromkeys(
-                          ("hidden_dim", "bottleneck_dim", "head_layers"), 1) | dict.fromkeys(
-                              ("cls_weight", "patch_weight", "freeze_last_layer",
-                               "warmup_teacher_epochs", "mask_start_epoch", "local_crops"), 0))
-        if not (self.cls_weight or self.patch_weight):
-            raise BadInput("cls_weight and patch_weight are both 0; give at least one of them a "
-                           "number above 0.")
-        if self.shared_head and not self.shared_head_teacher:
-            raise BadInput("shared_head is true but shared_head_teacher is not: the teacher's "
-                           "second layer would have no student; set both.")
-        if self.shared_head_teacher and not self.shared_head and self.patch_out_dim != self.out_dim:
-            raise BadInput(f"shared_head_teacher needs patch_out_dim = out_dim, but they are "
-                           f"{self.patch_out_dim} and {self.out_dim}; make them equal.")
-        for name in ("mask_ratio", "mask_ratio_range"):
-            if not isinstance(x := getattr(self, name), (tuple, list)) or not x:
-                raise BadInput(f"{name} is {x!r}; give a list of one or more shares, for example "
-                               f"[0, 0.3].")
-        # refuses shares outside [0, 1]
-        mask_ratios(torch.zeros(1, 2), self.mask_ratio, self.mask_ratio_range)
+    retired = {"mask_ratio_spread": "mask_ratio_range"}
+
+    def __post_init__(self): self.check()
+
+# %% ../../nbs/methods/ibot.ipynb #5830b945
+@patch_to(IBOTOptions)
+def check(self):
+    temperatures = [f"{when}teacher_{what}temperature" for when in ("warmup_", "")
+                    for what in ("", "patch_")]
+    check_options(self,
+                  positive=("student_temperature", *temperatures),
+                  share=("momentum", "centre_momentum", "patch_centre_momentum"),
+                  choices={"mask_shape": ("block", "random")},
+                  least=dict.fromkeys(("out_dim", "patch_out_dim"), 2) | dict.fromkeys(
+                      ("hidden_dim", "bottleneck_dim", "head_layers"), 1) | dict.fromkeys(
+                          ("cls_weight", "patch_weight", "freeze_last_layer",
+                           "warmup_teacher_epochs", "mask_start_epoch", "local_crops"), 0))
+    if not (self.cls_weight or self.patch_weight):
+        raise BadInput("cls_weight and patch_weight are both 0; give at least one of them a "
+                       "number above 0.")
+    if self.shared_head and not self.shared_head_teacher:
+        raise BadInput("shared_head is true but shared_head_teacher is not: the teacher's "
+                       "second layer would have no student; set both.")
+    if self.shared_head_teacher and not self.shared_head and self.patch_out_dim != self.out_dim:
+        raise BadInput(f"shared_head_teacher needs patch_out_dim = out_dim, but they are "
+                       f"{self.patch_out_dim} and {self.out_dim}; make them equal.")
+    for name in ("mask_ratio", "mask_ratio_range"):
+        if not isinstance(x := getattr(self, name), (tuple, list)) or not x:
+            raise BadInput(f"{name} is {x!r}; give a list of one or more shares, for example "
+                           f"[0, 0.3].")
+    # refuses shares outside [0, 1]
+    mask_ratios(torch.zeros(1, 2), self.mask_ratio, self.mask_ratio_range)
 
 # %% ../../nbs/methods/ibot.ipynb #f8785573
 def ibot_masks(draws, B: int, V: int, grid: int, o: IBOTOptions = IBOTOptions(),
@@ -122,26 +129,6 @@ class IBOTLoss(nn.Module):
                     epoch, o.warmup_teacher_patch_temperature, o.teacher_patch_temperature,
                     o.warmup_teacher_epochs, o.mask_start_epoch))
 
-    def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
-                  teacher_patch_mean, mask, epoch: int = 0) -> dict:
-        """Student class logits of all crops (S*B, K), teacher's of the large ones (2*B, K); logits
-        of the M masked patches (M, K') each, in the order of `mask` (2*B, L); the teacher's mean
-        over all patches (K'). -> 'loss', 'cls', 'patch' (weighted).
-        """
-        o, (temperature, patch_temperature) = self.options, self.temperatures(epoch)
-        target = ((teacher_cls.detach().float() - self.centre) / temperature).softmax(-1)
-        prototypes = ((
-            teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)
-        weight = (1 / mask.sum(1).clamp(min=1) / len(mask))[:, None].expand_as(mask)[mask]  # (M,)
-        cls = o.cls_weight * cross_crop_loss(student_cls.float() / o.student_temperature, target,
-                                             self.global_crops)
-        patch = o.patch_weight * (weight * soft_cross_entropy(
-            prototypes, student_masked.float() / o.student_temperature)).sum()
-        if self.training:
-            move_centre(self.centre, teacher_cls.float().mean(0), o.centre_momentum)
-            move_centre(self.centre2, teacher_patch_mean, o.patch_centre_momentum)
-        return {"loss": cls + patch, "cls": cls, "patch": patch}
-
     def forward(self, student_cls, student_patch, teacher_cls, teacher_patch, mask, epoch: int = 0,
                 student_local_cls=None) -> dict:
         """The official tensors: class logits (2*B, K), patch logits (2*B, L, K'), `mask` (2*B, h,
@@ -152,6 +139,28 @@ class IBOTLoss(nn.Module):
                else torch.cat([student_cls, student_local_cls]))
         return self.on_masked(cls, student_patch[mask], teacher_cls, teacher_patch[mask],
                               teacher_patch.float().mean((0, 1)), mask, epoch)
+
+# %% ../../nbs/methods/ibot.ipynb #7453f5a4
+@patch_to(IBOTLoss)
+def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
+              teacher_patch_mean, mask, epoch: int = 0) -> dict:
+    """Student class logits of all crops (S*B, K), teacher's of the large ones (2*B, K); logits
+    of the M masked patches (M, K') each, in the order of `mask` (2*B, L); the teacher's mean
+    over all patches (K'). -> 'loss', 'cls', 'patch' (weighted).
+    """
+    o, (temperature, patch_temperature) = self.options, self.temperatures(epoch)
+    target = ((teacher_cls.detach().float() - self.centre) / temperature).softmax(-1)
+    prototypes = ((
+        teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)
+    weight = (1 / mask.sum(1).clamp(min=1) / len(mask))[:, None].expand_as(mask)[mask]  # (M,)
+    cls = o.cls_weight * cross_crop_loss(student_cls.float() / o.student_temperature, target,
+                                         self.global_crops)
+    patch = o.patch_weight * (weight * soft_cross_entropy(
+        prototypes, student_masked.float() / o.student_temperature)).sum()
+    if self.training:
+        move_centre(self.centre, teacher_cls.float().mean(0), o.centre_momentum)
+        move_centre(self.centre2, teacher_patch_mean, o.patch_centre_momentum)
+    return {"loss": cls + patch, "cls": cls, "patch": patch}
 
 # %% ../../nbs/methods/ibot.ipynb #65ed6969
 class IBOT(Method):
@@ -187,40 +196,46 @@ class IBOT(Method):
     def after_step(self, at: At):
         ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
-    def masks(self, batch, draws, at) -> torch.Tensor:
-        "This step's masks of the global crops, (2*B, L) bool on the CPU, crop-major."
-        V, B = batch["global"].shape[:2]
-        return ibot_masks(draws, B, V, self.grid, self.options, epoch_number(at))
+# %% ../../nbs/methods/ibot.ipynb #f0886e70
+@patch_to(IBOT)
+def masks(self, batch, draws, at) -> torch.Tensor:
+    "This step's masks of the global crops, (2*B, L) bool on the CPU, crop-major."
+    V, B = batch["global"].shape[:2]
+    return ibot_masks(draws, B, V, self.grid, self.options, at.whole_epochs)
 
-    @torch.no_grad()
-    def tokenise(self, images: torch.Tensor, where: torch.Tensor):
-        """Teacher on whole crops (N, 3, S, S): class logits (N, K), logits of the patches number
-        `where` (M, K'), their mean over all patches (K'), and the patch tokens.
-        """
-        tokens, head = encode_crops(self.teacher["encoder"], images), self.teacher["head"]
-        z = head.bottleneck(tokens)  # (N, 1+L, 256)
-        patches = z[:, 1:].flatten(0, 1)
-        return (head.last_layer(z[:, 0]), head.last_layer2(patches[where]),
-                head.last_layer2(patches.float().mean(0)), tokens[:, 1:])
+@patch_to(IBOT)
+@torch.no_grad()
+def tokenise(self, images: torch.Tensor, where: torch.Tensor):
+    """Teacher on whole crops (N, 3, S, S): class logits (N, K), logits of the patches number
+    `where` (M, K'), their mean over all patches (K'), and the patch tokens.
+    """
+    tokens, head = encode(self.teacher["encoder"], images), self.teacher["head"]
+    z = head.bottleneck(tokens)  # (N, 1+L, 256)
+    patches = z[:, 1:].flatten(0, 1)
+    return (head.last_layer(z[:, 0]), head.last_layer2(patches[where]),
+            head.last_layer2(patches.float().mean(0)), tokens[:, 1:])
 
-    def forward(self, batch, draws, at) -> dict:
-        images, epoch = batch["global"].flatten(0, 1), epoch_number(at)
-        mask = self.masks(batch, draws, at)          # (2*B, L)
-        where, mask = mask.flatten().nonzero()[:, 0].to(images.device), mask.to(images.device)
-        teacher_cls, prototypes, mean, patches = self.tokenise(images, where)
-        with draws.scope("drop_path"):
-            tokens = encode_crops(self.encoder, images, mask, self.mask_token)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
-                                    for g in self.crops if g != "global"]
-        masked = tokens[:, 1:].flatten(0, 1)[where]  # (M, D)
-        cls = torch.cat(cls)
-        z = self.head.bottleneck(torch.cat([cls, masked]))
-        frozen = epoch < self.options.freeze_last_layer
-        student_cls, student_masked = (self.head.last_layer(z[:len(cls)], frozen),
-                                       self.head.last_layer2(z[len(cls):], frozen))
-        entropy = mean_entropy(((prototypes.float() - self.loss.centre2[
-            0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
-        out = self.loss.on_masked(student_cls, student_masked, teacher_cls, prototypes, mean, mask,
-                                  epoch)
-        return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(),
-                "patch_similarity": mean_cosine(patches), "prototype_entropy": entropy}
+# %% ../../nbs/methods/ibot.ipynb #9213abac
+@patch_to(IBOT)
+def forward(self, batch, draws, at) -> dict:
+    images, epoch = batch["global"].flatten(0, 1), at.whole_epochs
+    mask = self.masks(batch, draws, at)          # (2*B, L)
+    where, mask = mask.flatten().nonzero()[:, 0].to(images.device), mask.to(images.device)
+    teacher_cls, prototypes, mean, patches = self.tokenise(images, where)
+    with draws.scope("drop_path"):
+        tokens = encode(self.encoder, images, mask=mask, mask_token=self.mask_token)
+        cls = [tokens[:, 0]] + [
+            encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
+            for g in self.crops if g != "global"]
+    masked = tokens[:, 1:].flatten(0, 1)[where]  # (M, D)
+    cls = torch.cat(cls)
+    z = self.head.bottleneck(torch.cat([cls, masked]))
+    frozen = epoch < self.options.freeze_last_layer
+    student_cls, student_masked = (self.head.last_layer(z[:len(cls)], frozen),
+                                   self.head.last_layer2(z[len(cls):], frozen))
+    entropy = mean_entropy(((prototypes.float() - self.loss.centre2[
+        0]) / self.loss.temperatures(epoch)[1]).softmax(-1))
+    out = self.loss.on_masked(student_cls, student_masked, teacher_cls, prototypes, mean, mask,
+                              epoch)
+    return {"loss": out["loss"], "cls": out["cls"].detach(), "patch": out["patch"].detach(),
+            "patch_similarity": mean_cosine(patches), "prototype_entropy": entropy}

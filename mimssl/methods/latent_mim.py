@@ -14,6 +14,7 @@ from timm.layers import Mlp
 from timm.layers.attention import Attention
 from torch import nn
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import mae_view
 from .method import Method
@@ -126,15 +127,6 @@ class LatentDecoder(nn.Module):
         init_xavier(self)
         nn.init.normal_(self.cls_token, std=.02)
 
-    def queries(self, kv: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """Decoder class token and one query per masked place: `kv` (B, 1+n, dim) without positions
-        -> (B, 1+M, dim).
-        """
-        rows = lambda index: gather_tokens(self.pos_embed.expand(len(kv), -1, -1), 1 + index)
-        q = self.mask_token + rows(masked)                                           # (B, M, dim)
-        if self.cue: q = q + visual_cue(rows(masked), rows(keep), kv[:, 1:])
-        return torch.cat([self.cls_token.expand(len(kv), -1, -1), q], 1)
-
     def forward(self, tokens: torch.Tensor, keep: torch.Tensor,
                 masked: torch.Tensor) -> torch.Tensor:
         "Tokens (B, 1+n, D), `keep` (B, n), `masked` (B, M) -> predictions (B, M, D)."
@@ -146,6 +138,17 @@ class LatentDecoder(nn.Module):
             for block in self.blocks: q = block(q, kv)
         else: q = self.blocks(torch.cat([q, kv], 1))[:, :q.shape[1]]
         return self.head(self.norm(q))[:, 1:]
+
+# %% ../../nbs/methods/latent_mim.ipynb #455d4299
+@patch_to(LatentDecoder)
+def queries(self, kv: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """Decoder class token and one query per masked place: `kv` (B, 1+n, dim) without positions
+    -> (B, 1+M, dim).
+    """
+    rows = lambda index: gather_tokens(self.pos_embed.expand(len(kv), -1, -1), 1 + index)
+    q = self.mask_token + rows(masked)                                           # (B, M, dim)
+    if self.cue: q = q + visual_cue(rows(masked), rows(keep), kv[:, 1:])
+    return torch.cat([self.cls_token.expand(len(kv), -1, -1), q], 1)
 
 # %% ../../nbs/methods/latent_mim.ipynb #7fd7f6fa
 def patch_discrimination(prediction: torch.Tensor, target: torch.Tensor,
@@ -237,67 +240,79 @@ class LatentMIM(Method):
         return {"global": [mae_view(self.grid * (self.patch_size + self.options.gap),
                                     self.options.crop_scale)]}
 
-    def before_step(self, at):
-        if self.options.target != "momentum": return
-        m = cosine(at.step, at.total_steps, self.options.momentum, 1.)
-        ema_update(self.target_encoder, self.encoder, m)
-        ema_update(self.target_projector, self.projector, m)
+# %% ../../nbs/methods/latent_mim.ipynb #6cace177
+@patch_to(LatentMIM)
+def before_step(self, at):
+    if self.options.target != "momentum": return
+    m = cosine(at.step, at.total_steps, self.options.momentum, 1.)
+    ema_update(self.target_encoder, self.encoder, m)
+    ema_update(self.target_projector, self.projector, m)
 
-    def no_decay(self, name, p) -> bool:
-        return p.ndim <= 1 or any(word in name for word in ("bias", "norm", "embed"))
+@patch_to(LatentMIM)
+def no_decay(self, name, p) -> bool:
+    return p.ndim <= 1 or any(word in name for word in ("bias", "norm", "embed"))
 
-    def latents(self, patches: torch.Tensor, index: torch.Tensor,
-                target: bool = False) -> torch.Tensor:
-        """Projected tokens of the patches `index` (B, n): (B, L, P) -> (B, 1+n, D), by the online
-        or the target encoder.
-        """
-        follows = target and self.options.target == "momentum"
-        vit, projector = ((self.target_encoder, self.target_projector) if follows
-                          else (self.encoder, self.projector))
-        positions = gather_tokens(split_positions(vit)[1].expand(len(patches), -1, -1), index)
-        return projector(encode_patches(vit, gather_tokens(patches, index), positions))
+# %% ../../nbs/methods/latent_mim.ipynb #ec6c5c20
+@patch_to(LatentMIM)
+def cut(self, images: torch.Tensor, draws) -> torch.Tensor:
+    "Images (B, 3, S, S) -> patches (B, L, P), with gaps if the options say so."
+    if not self.options.gap: return patchify(images, self.patch_size)
+    rows, columns = (draws.randint(name, self.options.gap, len(images), self.grid, self.grid)
+                     for name in ("row", "column"))
+    return gap_patches(images, self.patch_size, rows, columns)
 
-    def targets(self, patches: torch.Tensor, keep: torch.Tensor,
-                masked: torch.Tensor) -> torch.Tensor:
-        """Target latents of the masked patches, (B, M, D); without gradient unless the target is
-        'joint'.
-        """
-        index = masked if self.options.target_sees == "masked" else torch.cat([keep, masked], 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.target == "joint"):
-            return self.latents(patches, index, target=True)[:, -masked.shape[1]:]
+@patch_to(LatentMIM)
+def latents(self, patches: torch.Tensor, index: torch.Tensor,
+            target: bool = False) -> torch.Tensor:
+    """Projected tokens of the patches `index` (B, n): (B, L, P) -> (B, 1+n, D), by the online
+    or the target encoder.
+    """
+    follows = target and self.options.target == "momentum"
+    vit, projector = ((self.target_encoder, self.target_projector) if follows
+                      else (self.encoder, self.projector))
+    positions = gather_tokens(split_positions(vit)[1].expand(len(patches), -1, -1), index)
+    return projector(encode_patches(vit, gather_tokens(patches, index), positions))
 
-    def cut(self, images: torch.Tensor, draws) -> torch.Tensor:
-        "Images (B, 3, S, S) -> patches (B, L, P), with gaps if the options say so."
-        if not self.options.gap: return patchify(images, self.patch_size)
-        rows, columns = (draws.randint(name, self.options.gap, len(images), self.grid, self.grid)
-                         for name in ("row", "column"))
-        return gap_patches(images, self.patch_size, rows, columns)
+@patch_to(LatentMIM)
+def targets(self, patches: torch.Tensor, keep: torch.Tensor,
+            masked: torch.Tensor) -> torch.Tensor:
+    """Target latents of the masked patches, (B, M, D); without gradient unless the target is
+    'joint'.
+    """
+    index = masked if self.options.target_sees == "masked" else torch.cat([keep, masked], 1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.target == "joint"):
+        return self.latents(patches, index, target=True)[:, -masked.shape[1]:]
 
-    def forward(self, batch, draws, at) -> dict:
-        o, images = self.options, batch["global"][0]
-        patches = self.cut(images, draws)
-        keep, masked = split_patches(draws.rand("mask", *patches.shape[:2]), o.num_visible)
-        with draws.scope("drop_path"):
-            # (B, M, D), (B, 1+n, D)
-            t, z = self.targets(patches, keep, masked), self.latents(patches, keep)
-        u = self.decoder(z, keep, masked)                                            # (B, M, D)
-        if o.loss == "patch_discrimination": main = patch_discrimination(u, t, o.temperature)
-        else: main = {"mse": F.mse_loss, "l1": F.l1_loss}[o.loss](u, standardise_patches(t))
-        s_u, s_z = (mean_over_processes(mean_similarity(u)),
-                    mean_over_processes(mean_similarity(z[:, 1:])))
-        wanted = cosine(at.step, at.total_steps, o.similarity_start, o.similarity_end)
-        similarity = o.similarity_weight * ((s_u - wanted) ** 2 + (s_z - wanted) ** 2)
-        return {"loss": main + similarity, o.loss: main.detach(),
-                "similarity_part": similarity.detach(),
-                "similarity_predicted": s_u.detach(), "similarity_visible": s_z.detach(),
-                "similarity_target": mean_similarity(t.detach())}
+# %% ../../nbs/methods/latent_mim.ipynb #e5ddb468
+@patch_to(LatentMIM)
+def forward(self, batch, draws, at) -> dict:
+    o, images = self.options, batch["global"][0]
+    patches = self.cut(images, draws)
+    keep, masked = split_patches(draws.rand("mask", *patches.shape[:2]), o.num_visible)
+    with draws.scope("drop_path"):
+        # (B, M, D), (B, 1+n, D)
+        t, z = self.targets(patches, keep, masked), self.latents(patches, keep)
+    u = self.decoder(z, keep, masked)                                            # (B, M, D)
+    if o.loss == "patch_discrimination": main = patch_discrimination(u, t, o.temperature)
+    else: main = {"mse": F.mse_loss, "l1": F.l1_loss}[o.loss](u, standardise_patches(t))
+    s_u, s_z = (mean_over_processes(mean_similarity(u)),
+                mean_over_processes(mean_similarity(z[:, 1:])))
+    wanted = cosine(at.step, at.total_steps, o.similarity_start, o.similarity_end)
+    similarity = o.similarity_weight * ((s_u - wanted) ** 2 + (s_z - wanted) ** 2)
+    return {"loss": main + similarity, o.loss: main.detach(),
+            "similarity_part": similarity.detach(),
+            "similarity_predicted": s_u.detach(), "similarity_visible": s_z.detach(),
+            "similarity_target": mean_similarity(t.detach())}
 
-    def as_official(self, name, x):
-        # convolution -> (D, p*p*3)
-        if name.endswith("patch_embed.proj.weight"): return x.permute(0, 2, 3, 1).flatten(1)
-        return x[0] if name.endswith("pos_embed") else x
+# %% ../../nbs/methods/latent_mim.ipynb #fa65c760
+@patch_to(LatentMIM)
+def as_official(self, name, x):
+    # convolution -> (D, p*p*3)
+    if name.endswith("patch_embed.proj.weight"): return x.permute(0, 2, 3, 1).flatten(1)
+    return x[0] if name.endswith("pos_embed") else x
 
-    def from_official(self, name, x):
-        if name.endswith("patch_embed.proj.weight"):
-            return x.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2)
-        return x[None] if name.endswith("pos_embed") else x
+@patch_to(LatentMIM)
+def from_official(self, name, x):
+    if name.endswith("patch_embed.proj.weight"):
+        return x.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2)
+    return x[None] if name.endswith("pos_embed") else x

@@ -9,6 +9,7 @@ __all__ = ['MAEOptions', 'MAE', 'reconstruct']
 import torch
 from dataclasses import dataclass
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import mae_view
 from .method import Method
@@ -66,15 +67,17 @@ class MAE(Method):
         target = gather_tokens(patchify(images, self.patch_size), masked)
         return prediction, target, masked
 
-    def forward(self, batch, draws, at) -> dict:
-        V, B = batch["global"].shape[:2]
-        # (V*B, L)
-        noise = draws.rand("mask", B, V,
-                           self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
-        with draws.scope("drop_path"):
-            prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
-        return {"loss": patch_mse(prediction,
-                                  standardise_patches(target) if self.options.norm_pix else target)}
+# %% ../../nbs/methods/mae.ipynb #0d698897
+@patch_to(MAE)
+def forward(self, batch, draws, at) -> dict:
+    V, B = batch["global"].shape[:2]
+    # (V*B, L)
+    noise = draws.rand("mask", B, V,
+                       self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
+    with draws.scope("drop_path"):
+        prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
+    return {"loss": patch_mse(prediction,
+                              standardise_patches(target) if self.options.norm_pix else target)}
 
 # %% ../../nbs/methods/mae.ipynb #06a377e8
 @torch.no_grad()

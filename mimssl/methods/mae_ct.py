@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import byol_views, crop_flip_views
 from .method import Method, layer_lr_scale
@@ -214,38 +215,45 @@ class MAECT(Method):
     @classmethod
     def fit_batch(cls, batch_size: int) -> dict: return whole_queue(cls.Options, batch_size)
 
-    def is_frozen(self, name: str) -> bool:
-        "Is this encoder parameter (timm's name) frozen in stage 3?"
-        frozen = (self.depth // 2 if self.options.frozen_blocks is None
-                  else self.options.frozen_blocks)
-        return (int(name.split(".")[1]) < frozen if name.startswith("blocks.")
-                else not name.startswith("norm."))
-
     def views(self) -> dict[str, list]:
         o = self.options
         return {"global": crop_flip_views(self.image_size, o.crop_scale) if o.augmentation == "crop"
                 else byol_views(self.image_size, o.crop_scale, "mae_ct")}
 
-    def after_init(self):
-        "The averages start where the loaded weights are."
-        if self.options.stage == "tune": self.ema_encoder.load_state_dict(self.encoder.state_dict())
-        if hasattr(self.head, "target_projector"):
-            self.head.target_projector.load_state_dict(self.head.projector.state_dict())
-
-    def forward(self, batch, draws, at) -> dict:
-        with (draws.scope("drop_path"),
-              torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune")):
-            tokens = encode(self.encoder, batch["global"].flatten(0, 1))  # (2*B, 1+L, D)
-        return head_loss(self.head, pool(tokens, self.options.pooling), batch, draws)
-
-    def after_step(self, at):
-        if hasattr(self.head, "after_step"): self.head.after_step()
-        if self.options.stage == "tune":
-            ema_update(self.ema_encoder, self.encoder, self.options.encoder_momentum, buffers=True)
-
     def evaluated(self):
         return self.ema_encoder if self.options.stage == "tune" else self.encoder
 
-    def lr_scale(self, name: str) -> float:
-        return (layer_lr_scale(name.removeprefix("encoder."), self.depth, self.options.layer_decay)
-                if name.startswith("encoder.") else 1.)
+# %% ../../nbs/methods/mae_ct.ipynb #4934d6c1
+@patch_to(MAECT)
+def is_frozen(self, name: str) -> bool:
+    "Is this encoder parameter (timm's name) frozen in stage 3?"
+    frozen = (self.depth // 2 if self.options.frozen_blocks is None
+              else self.options.frozen_blocks)
+    return (int(name.split(".")[1]) < frozen if name.startswith("blocks.")
+            else not name.startswith("norm."))
+
+@patch_to(MAECT)
+def lr_scale(self, name: str) -> float:
+    return (layer_lr_scale(name.removeprefix("encoder."), self.depth, self.options.layer_decay)
+            if name.startswith("encoder.") else 1.)
+
+# %% ../../nbs/methods/mae_ct.ipynb #32b00dcd
+@patch_to(MAECT)
+def forward(self, batch, draws, at) -> dict:
+    with (draws.scope("drop_path"),
+          torch.set_grad_enabled(torch.is_grad_enabled() and self.options.stage == "tune")):
+        tokens = encode(self.encoder, batch["global"].flatten(0, 1))  # (2*B, 1+L, D)
+    return head_loss(self.head, pool(tokens, self.options.pooling), batch, draws)
+
+@patch_to(MAECT)
+def after_init(self):
+    "The averages start where the loaded weights are."
+    if self.options.stage == "tune": self.ema_encoder.load_state_dict(self.encoder.state_dict())
+    if hasattr(self.head, "target_projector"):
+        self.head.target_projector.load_state_dict(self.head.projector.state_dict())
+
+@patch_to(MAECT)
+def after_step(self, at):
+    if hasattr(self.head, "after_step"): self.head.after_step()
+    if self.options.stage == "tune":
+        ema_update(self.ema_encoder, self.encoder, self.options.encoder_momentum, buffers=True)

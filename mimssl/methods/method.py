@@ -13,6 +13,7 @@ from torch import nn
 from timm.models import VisionTransformer
 from .. import methods
 from ..data.options import closest
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..parts.encoder import EncoderConfig
 
@@ -30,6 +31,9 @@ class At:
 
     @property
     def epoch(self) -> float: return self.progress * self.epochs       # epochs done, with fraction
+
+    @property
+    def whole_epochs(self) -> int: return int(self.step * self.epochs / self.total_steps)   # done
 
 # %% ../../nbs/methods/method.ipynb #2171ab14
 class Method(nn.Module):
@@ -55,25 +59,6 @@ class Method(nn.Module):
         "Options that must fit the batch, such as the size of a queue."
         return {}
 
-    def items(self, dataset, seed: int):
-        "What the loader reads in place of `views`: items of (epoch, image), or None."
-
-    def facts(self) -> dict:
-        "What the run's files must say of the method besides its weights, as JSON values."
-        return {}
-
-    def start_from(self, tensors: dict, about: dict, where) -> bool:
-        """Take the weights of another run, `tensors` of the file `where`, in a way of its own, or
-        leave that to the loop (False). `about` says the run's method, encoder and options.
-        """
-        return False
-
-    def check_data(self, dataset):
-        "Raises `BadInput`, before any work, for a data set that the method cannot learn from."
-
-    def image_text(self) -> nn.Module | None:
-        "Both towers of an image-text model, sharing the weights; None where there is no text."
-
     def after_init(self): "What follows once when a run starts from another run's weights."
     def before_step(self, at: At): "What happens before the first forward of an optimiser step."
     def after_step(self, at: At): "What happens after an optimiser step."
@@ -90,13 +75,30 @@ class Method(nn.Module):
         "Factor on the learning rate of the parameter `name`."
         return 1.
 
-    def as_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        "Our tensor `name` in the official code's shape."
-        return x
+# %% ../../nbs/methods/method.ipynb #a889096e
+@patch_to(Method)
+def items(self, dataset, seed: int):
+    "What the loader reads in place of `views`: items of (epoch, image), or None."
 
-    def from_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        "The official tensor behind our `name` in our shape."
-        return x
+@patch_to(Method)
+def facts(self) -> dict:
+    "What the run's files must say of the method besides its weights, as JSON values."
+    return {}
+
+@patch_to(Method)
+def start_from(self, tensors: dict, about: dict, where) -> bool:
+    """Take the weights of another run, `tensors` of the file `where`, in a way of its own, or
+    leave that to the loop (False). `about` says the run's method, encoder and options.
+    """
+    return False
+
+@patch_to(Method)
+def check_data(self, dataset):
+    "Raises `BadInput`, before any work, for a data set that the method cannot learn from."
+
+@patch_to(Method)
+def image_text(self) -> nn.Module | None:
+    "Both towers of an image-text model, sharing the weights; None where there is no text."
 
 # %% ../../nbs/methods/method.ipynb #360cb669
 def layer_lr_scale(name: str, depth: int, decay: float) -> float:
@@ -106,6 +108,17 @@ def layer_lr_scale(name: str, depth: int, decay: float) -> float:
     if name.startswith("blocks."): return decay ** (depth - int(name.split(".")[1]))
     stem = name in ("cls_token", "reg_token", "pos_embed") or name.startswith("patch_embed.")
     return decay ** (depth + 1) if stem else 1.
+
+# %% ../../nbs/methods/method.ipynb #c4f75223
+@patch_to(Method)
+def as_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    "Our tensor `name` in the official code's shape."
+    return x
+
+@patch_to(Method)
+def from_official(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    "The official tensor behind our `name` in our shape."
+    return x
 
 # %% ../../nbs/methods/method.ipynb #6a158e85
 def official_name(method: Method, name: str) -> str:

@@ -15,26 +15,25 @@ from torchvision.transforms import InterpolationMode, v2
 from timm.models import VisionTransformer
 from timm.layers import trunc_normal_
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import PilBlur, multi_crop, to_normalised
-from .dino import (encode_crops, epoch_number, init_dino, local_crop_size,
-                                 mean_cosine, mean_entropy, move_centre, teacher_temperature)
 from .method import At, Method
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
-from ..parts.encoder import EncoderConfig, build_encoder, patchify
+from ..parts.encoder import EncoderConfig, build_encoder, encode, patchify
 from ..parts.heads import DINOHead, projection_mlp
 from ..parts.losses import soft_cross_entropy
 from ..parts.schedules import cosine
+from ..parts.self_distillation import (init_dino, local_crop_size, mean_cosine, mean_entropy,
+                                            move_centre, teacher_temperature)
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mmc.ipynb #5912ab16
 @dataclass(frozen=True)
 class MMCOptions(CorruptionOptions):
-    """What a recipe may choose, beside the options of the corruption.
-
-    A weight of 0 switches a term off: its head is neither built nor computed. Raises `BadInput` for
-    a value out of its range.
+    """What a recipe may choose, beside the options of the corruption. A weight of 0 switches a term
+    off: its head is neither built nor computed. Raises `BadInput` for a value out of its range.
     """
     align: int | None = None        # None: the patch size
     rec_weight: float = 1.          # reconstruction of pixels
@@ -42,9 +41,7 @@ class MMCOptions(CorruptionOptions):
     cls_weight: float = 1.          # class tokens across crops
     rec_average: str = "pixels"     # mean over all overwritten 'pixels', or first within 'images'
     pat_loss: str = "distillation"  # or 'contrast': InfoNCE within the image
-    # a patch counts as masked if more than this share of it is overwritten (matters for `align`
-    # other than the patch)
-    pat_share: float = .5
+    pat_share: float = .5           # a patch is masked if more than this share is overwritten
     out_dim: int = 8192             # prototypes of the patch head
     hidden_dim: int = 2048          # of the patch head
     bottleneck_dim: int = 256
@@ -59,8 +56,7 @@ class MMCOptions(CorruptionOptions):
     pat_temperature: float = .2     # of 'contrast'
     cls_temperature: float = .2
     two_tau: bool = True            # factor 2 * cls_temperature
-    # a global crop's query seeks the key of the other global crop, or of the 'same'
-    cls_pairs: str = "cross"
+    cls_pairs: str = "cross"        # a query seeks the key of the other global crop, or the 'same'
     predictor: bool = False         # a second MLP on the query side
     cls_hidden_dim: int = 4096
     cls_out_dim: int = 256
@@ -71,25 +67,28 @@ class MMCOptions(CorruptionOptions):
     global_scale: tuple = (.32, 1.)
     local_scale: tuple = (.05, .32)
 
-    def __post_init__(self):
-        super().__post_init__()
-        temperatures = ("student_temperature", "warmup_teacher_temperature", "teacher_temperature",
-                        "pat_temperature", "cls_temperature")
-        check_options(
-            self,
-            positive=temperatures,
-            share=("momentum", "centre_momentum"),
-            least={"out_dim": 2} | dict.fromkeys(
-                ("hidden_dim", "bottleneck_dim", "head_layers", "cls_hidden_dim", "cls_out_dim"),
-                1) | dict.fromkeys(("rec_weight", "pat_weight", "cls_weight", "freeze_last_layer",
-                                    "warmup_teacher_epochs", "local_crops"), 0),
-            choices={"rec_average": ("pixels", "images"), "pat_loss": ("distillation", "contrast"),
-                     "cls_pairs": ("cross", "same"), "augmentation": ("strong", "light")})
-        if not 0 <= self.pat_share < 1:
-            raise BadInput(f"pat_share is {self.pat_share}; give a share in [0, 1).")
-        if not (self.rec_weight or self.pat_weight or self.cls_weight):
-            raise BadInput("rec_weight, pat_weight and cls_weight are all 0; give at least one of "
-                           "them a number above 0.")
+    def __post_init__(self): super().__post_init__(); self.check()
+
+# %% ../../nbs/methods/mmc.ipynb #74897338
+@patch_to(MMCOptions)
+def check(self):
+    temperatures = ("student_temperature", "warmup_teacher_temperature", "teacher_temperature",
+                    "pat_temperature", "cls_temperature")
+    check_options(
+        self,
+        positive=temperatures,
+        share=("momentum", "centre_momentum"),
+        least={"out_dim": 2} | dict.fromkeys(
+            ("hidden_dim", "bottleneck_dim", "head_layers", "cls_hidden_dim", "cls_out_dim"),
+            1) | dict.fromkeys(("rec_weight", "pat_weight", "cls_weight", "freeze_last_layer",
+                                "warmup_teacher_epochs", "local_crops"), 0),
+        choices={"rec_average": ("pixels", "images"), "pat_loss": ("distillation", "contrast"),
+                 "cls_pairs": ("cross", "same"), "augmentation": ("strong", "light")})
+    if not 0 <= self.pat_share < 1:
+        raise BadInput(f"pat_share is {self.pat_share}; give a share in [0, 1).")
+    if not (self.rec_weight or self.pat_weight or self.cls_weight):
+        raise BadInput("rec_weight, pat_weight and cls_weight are all 0; give at least one of "
+                       "them a number above 0.")
 
 # %% ../../nbs/methods/mmc.ipynb #922697e5
 def light_view(size: int, scale) -> v2.Compose:
@@ -256,78 +255,87 @@ class MMC(Method):
     def after_step(self, at: At):
         ema_update(self.teacher, self, cosine(at.step, at.total_steps, self.options.momentum, 1.))
 
-    def forward(self, batch, draws, at) -> dict:
-        o, B, size = self.options, batch["global"].shape[1], batch["global"].shape[-1]
-        # (2*B, 3, S, S)
-        corrupted, images = corrupt(batch["global"], draws, o), batch["global"].flatten(0, 1)
-        noise, alien = (patch_cells(m.flatten(0, 1), size, self.patch_size)
-                        for m in (corrupted.noise, corrupted.alien))  # (2*B, L, n)
-        with draws.scope("drop_path"):
-            tokens = encode_crops(self.encoder, corrupted.images.flatten(0, 1))  # (2*B, 1+L, D)
-            cls = [tokens[:, 0]] + [encode_crops(self.encoder, batch[g].flatten(0, 1))[:, 0]
-                                    for g in self.crops if g != "global"]
+# %% ../../nbs/methods/mmc.ipynb #73254cf2
+@patch_to(MMC)
+def forward(self, batch, draws, at) -> dict:
+    o, B, size = self.options, batch["global"].shape[1], batch["global"].shape[-1]
+    # (2*B, 3, S, S)
+    corrupted, images = corrupt(batch["global"], draws, o), batch["global"].flatten(0, 1)
+    noise, alien = (patch_cells(m.flatten(0, 1), size, self.patch_size)
+                    for m in (corrupted.noise, corrupted.alien))  # (2*B, L, n)
+    with draws.scope("drop_path"):
+        tokens = encode(self.encoder, corrupted.images.flatten(0, 1))  # (2*B, 1+L, D)
+        cls = [tokens[:, 0]] + [
+            encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
+            for g in self.crops if g != "global"]
+    with torch.no_grad():
+        teacher = (encode(self.teacher["encoder"], images) if o.pat_weight
+                   or o.cls_weight else tokens)
+    terms = {}
+    if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
+    if o.pat_weight:
+        terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien,
+                                    at.whole_epochs)
+    if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
+    loss = sum(weight * terms[name] for name, weight in (
+        ("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
+    return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {
+        "patch_similarity": mean_cosine(teacher[:, 1:])}
+
+# %% ../../nbs/methods/mmc.ipynb #2fd0385d
+@patch_to(MMC)
+def reconstruct(self, tokens, images, noise, alien) -> dict:
+    """'rec', and of noise and aliens alone: student patches (2*B, L, D) against clean images;
+    cells of the patches (2*B, L, n) bool on the CPU.
+    """
+    masked = noise | alien
+    touched = masked.any(2)
+    where = touched.flatten().nonzero()[:, 0].to(tokens.device)
+    prediction, target = (self.rec_head(tokens.flatten(0, 1)[where]),
+                          patchify(images, self.patch_size).flatten(0, 1)[where])
+    weights = torch.stack([cell_weights(masked, self.options.rec_average), noise.float(),
+                           alien.float()])[:, touched].to(tokens.device)  # (3, M, n)
+    error = cell_errors(prediction, target, masked.shape[2])
+    return dict(zip(("rec", "rec_noise", "rec_alien"),
+                    ratios((weights * error).sum((1, 2)), weights.sum((1, 2)))))
+
+# %% ../../nbs/methods/mmc.ipynb #3611dad5
+@patch_to(MMC)
+def match_patches(self, student, teacher, noise, alien, epoch: int) -> dict:
+    """'pat', and of noise and aliens alone, on masked patches: student and teacher patches
+    (2*B, L, D).
+    """
+    # shares of each patch, (2*B, L)
+    o, (noise, alien) = self.options, (m.float().mean(2) for m in (noise, alien))
+    mask, out = noise + alien > o.pat_share, {}
+    where = mask.flatten().nonzero()[:, 0].to(student.device)
+    q = self.pat_head.bottleneck(student.flatten(0, 1)[where])                 # (M, 256)
+    with torch.no_grad(): keys = self.teacher["pat_head"].bottleneck(teacher)  # (2*B, L, 256)
+    if o.pat_loss == "contrast": losses = patch_contrast(q, keys, where, o.pat_temperature)
+    else:
         with torch.no_grad():
-            teacher = (encode_crops(self.teacher["encoder"], images) if o.pat_weight
-                       or o.cls_weight else tokens)
-        terms = {}
-        if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
-        if o.pat_weight:
-            terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien,
-                                        epoch_number(at))
-        if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
-        loss = sum(weight * terms[name] for name, weight in (
-            ("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
-        return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {
-            "patch_similarity": mean_cosine(teacher[:, 1:])}
+            logits, mean = (self.teacher["pat_head"].last_layer(z)
+                            for z in (keys.flatten(0, 1)[where], keys.float().mean((0, 1))))
+        target = self.prototypes.targets(logits, epoch)
+        losses = soft_cross_entropy(target, self.pat_head.last_layer(
+            q, epoch < o.freeze_last_layer).float() / o.student_temperature)
+        self.prototypes.move(mean)
+        out["prototype_entropy"] = mean_entropy(target)
+    # (2, M)
+    kinds = torch.stack([noise > alien, noise <= alien])[:, mask].to(student.device).float()
+    by_kind = ratios((kinds * losses.detach()).sum(1), kinds.sum(1))
+    return {"pat": (patch_weights(mask).to(student.device) * losses).sum(),
+            "pat_noise": by_kind[0], "pat_alien": by_kind[1]} | out
 
-    def reconstruct(self, tokens, images, noise, alien) -> dict:
-        """'rec', and of noise and aliens alone: student patches (2*B, L, D) against clean images;
-        cells of the patches (2*B, L, n) bool on the CPU.
-        """
-        masked = noise | alien
-        touched = masked.any(2)
-        where = touched.flatten().nonzero()[:, 0].to(tokens.device)
-        prediction, target = (self.rec_head(tokens.flatten(0, 1)[where]),
-                              patchify(images, self.patch_size).flatten(0, 1)[where])
-        weights = torch.stack([cell_weights(masked, self.options.rec_average), noise.float(),
-                               alien.float()])[:, touched].to(tokens.device)  # (3, M, n)
-        error = cell_errors(prediction, target, masked.shape[2])
-        return dict(zip(("rec", "rec_noise", "rec_alien"),
-                        ratios((weights * error).sum((1, 2)), weights.sum((1, 2)))))
-
-    def match_patches(self, student, teacher, noise, alien, epoch: int) -> dict:
-        """'pat', and of noise and aliens alone, on masked patches: student and teacher patches
-        (2*B, L, D).
-        """
-        # shares of each patch, (2*B, L)
-        o, (noise, alien) = self.options, (m.float().mean(2) for m in (noise, alien))
-        mask, out = noise + alien > o.pat_share, {}
-        where = mask.flatten().nonzero()[:, 0].to(student.device)
-        q = self.pat_head.bottleneck(student.flatten(0, 1)[where])                 # (M, 256)
-        with torch.no_grad(): keys = self.teacher["pat_head"].bottleneck(teacher)  # (2*B, L, 256)
-        if o.pat_loss == "contrast": losses = patch_contrast(q, keys, where, o.pat_temperature)
-        else:
-            with torch.no_grad():
-                logits, mean = (self.teacher["pat_head"].last_layer(z)
-                                for z in (keys.flatten(0, 1)[where], keys.float().mean((0, 1))))
-            target = self.prototypes.targets(logits, epoch)
-            losses = soft_cross_entropy(target, self.pat_head.last_layer(
-                q, epoch < o.freeze_last_layer).float() / o.student_temperature)
-            self.prototypes.move(mean)
-            out["prototype_entropy"] = mean_entropy(target)
-        # (2, M)
-        kinds = torch.stack([noise > alien, noise <= alien])[:, mask].to(student.device).float()
-        by_kind = ratios((kinds * losses.detach()).sum(1), kinds.sum(1))
-        return {"pat": (patch_weights(mask).to(student.device) * losses).sum(),
-                "pat_noise": by_kind[0], "pat_alien": by_kind[1]} | out
-
-    def match_classes(self, student, teacher, B: int) -> dict:
-        """'cls' and the share of keys found: class tokens of all student crops (S*B, D) and of the
-        teacher's two (2*B, D).
-        """
-        o = self.options
-        # (S, B, E)
-        queries = crop_by_crop(nn.Sequential(*self.cls_head, *self.predictor), student, B)
-        with torch.no_grad(): keys = crop_by_crop(self.teacher["cls_head"], teacher, B)  # (2, B, E)
-        cls, found = class_contrast(queries, keys, o.cls_temperature, o.cls_pairs, o.two_tau)
-        return {"cls": cls, "found": found}
+# %% ../../nbs/methods/mmc.ipynb #56506b03
+@patch_to(MMC)
+def match_classes(self, student, teacher, B: int) -> dict:
+    """'cls' and the share of keys found: class tokens of all student crops (S*B, D) and of the
+    teacher's two (2*B, D).
+    """
+    o = self.options
+    # (S, B, E)
+    queries = crop_by_crop(nn.Sequential(*self.cls_head, *self.predictor), student, B)
+    with torch.no_grad(): keys = crop_by_crop(self.teacher["cls_head"], teacher, B)  # (2, B, E)
+    cls, found = class_contrast(queries, keys, o.cls_temperature, o.cls_pairs, o.two_tau)
+    return {"cls": cls, "found": found}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import byol_views
 from .method import Method
@@ -59,25 +60,32 @@ class MOCAOptions:
     momentum_end: float = 1.      # ... and at the last (half-cosine between)
     crop_scale: tuple = (.2, 1.)  # area of the random crops, as a share of the image
 
-    def __post_init__(self):
-        check_options(self,
-                      positive=("inv_delta", "kappa", "generator_ratio"),
-                      share=("momentum", "momentum_end"),
-                      least={"num_codewords": 2, "num_new_codewords": 1, "skip_offset": 0,
-                             "img_weight": 0, "loc_weight": 0},
-                      choices={"codebook": ("gathered", "released"),
-                               "new_codeword": ("patch", "mean"), "pooling": ("mean", "cls")})
-        if self.num_codewords % self.num_new_codewords:
-            raise BadInput(f"moca: num_codewords {self.num_codewords} is not a multiple of "
-                           f"num_new_codewords {self.num_new_codewords}; change one of them.")
-        if not (self.img_weight or self.loc_weight):
-            raise BadInput("moca: img_weight and loc_weight are both 0; give at least one of them "
-                           "a number above 0.")
-        rounds = [len(r) if isinstance(r, (tuple, list)) else 0
-                  for r in (self.mask_ratios, self.decoder_mask_ratios)]
-        if rounds not in ([1, 1], [2, 2]):
-            raise BadInput("moca: mask_ratios and decoder_mask_ratios need a list with one entry "
-                           "per round, for one or two rounds.")
+    retired = {"num_words": "num_codewords", "num_new_words": "num_new_codewords",
+               "new_word": "new_codeword"}
+
+    def __post_init__(self): self.check()
+
+# %% ../../nbs/methods/moca.ipynb #633185ff
+@patch_to(MOCAOptions)
+def check(self):
+    check_options(self,
+                  positive=("inv_delta", "kappa", "generator_ratio"),
+                  share=("momentum", "momentum_end"),
+                  least={"num_codewords": 2, "num_new_codewords": 1, "skip_offset": 0,
+                         "img_weight": 0, "loc_weight": 0},
+                  choices={"codebook": ("gathered", "released"),
+                           "new_codeword": ("patch", "mean"), "pooling": ("mean", "cls")})
+    if self.num_codewords % self.num_new_codewords:
+        raise BadInput(f"moca: num_codewords {self.num_codewords} is not a multiple of "
+                       f"num_new_codewords {self.num_new_codewords}; change one of them.")
+    if not (self.img_weight or self.loc_weight):
+        raise BadInput("moca: img_weight and loc_weight are both 0; give at least one of them "
+                       "a number above 0.")
+    rounds = [len(r) if isinstance(r, (tuple, list)) else 0
+              for r in (self.mask_ratios, self.decoder_mask_ratios)]
+    if rounds not in ([1, 1], [2, 2]):
+        raise BadInput("moca: mask_ratios and decoder_mask_ratios need a list with one entry "
+                       "per round, for one or two rounds.")
 
 # %% ../../nbs/methods/moca.ipynb #6fd360f3
 def mask_counts(L: int, mask_ratios: tuple, decoder_mask_ratios: tuple) -> list[tuple[int, int]]:
@@ -341,49 +349,55 @@ class MOCA(Method):
         return {"global": byol_views(self.image_size, self.options.crop_scale)}
     def evaluated(self): return self.teacher
 
-    def before_step(self, at):
-        ema_update(
-            self.teacher, self.encoder,
-            cosine(at.step, at.total_steps, self.options.momentum, self.options.momentum_end))
+# %% ../../nbs/methods/moca.ipynb #1938e6ec
+@patch_to(MOCA)
+def before_step(self, at):
+    ema_update(
+        self.teacher, self.encoder,
+        cosine(at.step, at.total_steps, self.options.momentum, self.options.momentum_end))
 
-    def after_step(self, at):
-        if self.new_codewords is not None: push(self.codebook, self.new_codewords)
-        self.new_codewords = None
+@patch_to(MOCA)
+def after_step(self, at):
+    if self.new_codewords is not None: push(self.codebook, self.new_codewords)
+    self.new_codewords = None
 
-    @torch.no_grad()
-    def targets(self, views: torch.Tensor, draws) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views (2, B, 3, S, S) -> assignments of all patches (2B, L, K) and of the other view as a
-        whole (2B, K); in training mode the new codewords are chosen.
-        """
-        # (2, B, L, D)
-        tokens = encode(self.teacher, views.flatten(0, 1))[:, 1:].unflatten(0, views.shape[:2])
-        if self.training: self.new_codewords = new_codewords(self.codebook, tokens, draws)
-        codes = self.codebook(tokens)
-        return codes.flatten(0, 1), self.codebook.image_target(codes).flip(0).flatten(0, 1)
+@patch_to(MOCA)
+@torch.no_grad()
+def targets(self, views: torch.Tensor, draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views (2, B, 3, S, S) -> assignments of all patches (2B, L, K) and of the other view as a
+    whole (2B, K); in training mode the new codewords are chosen.
+    """
+    # (2, B, L, D)
+    tokens = encode(self.teacher, views.flatten(0, 1))[:, 1:].unflatten(0, views.shape[:2])
+    if self.training: self.new_codewords = new_codewords(self.codebook, tokens, draws)
+    codes = self.codebook(tokens)
+    return codes.flatten(0, 1), self.codebook.image_target(codes).flip(0).flatten(0, 1)
 
-    def forward(self, batch, draws, at) -> dict:
-        o, views = self.options, batch["global"]                            # (2, B, 3, S, S)
-        codes, other = self.targets(views, draws)
-        entropy, codewords = torch.special.entr(codes).sum(-1), self.codebook.codewords  # (2B, L)
-        noise = draws.rand("mask", views.shape[1], 2, codes.shape[1]).transpose(0, 1).flatten(0, 1)
-        patches, image_prototypes = (patchify(views.flatten(0, 1), self.patch_size),
-                                     self.image_prototypes(codewords))
-        token_prototypes = self.token_prototypes(codewords) if self.decoder else None
-        img, loc = [], []
-        for (e, _), decoded in zip(self.counts, complementary_masks(noise, self.counts)):
-            with draws.scope(f"drop_path{len(img)}"):
-                last, early = encode_at(self.encoder, patches, decoded[:, :e], o.early_layer)
-            g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]  # (2B, D)
-            img.append(divergence(other, self.image_prototypes.logits(g, image_prototypes)))
-            if self.decoder:
-                z = self.decoder(g, early[:, 1:], decoded)                  # (2B, d, decoder_dim)
-                loc.append(divergence(gather_tokens(codes, decoded),
-                                      self.token_prototypes.logits(z, token_prototypes),
-                                      entropy.gather(1, decoded)))
-        img, loc = (2 * torch.stack(img).mean(),
-                    2 * torch.stack(loc).mean() if loc else codes.new_zeros(()))
-        return {
-            "loss": o.img_weight * img + o.loc_weight * loc, "img": img.detach(),
-            "loc": loc.detach(), "temperature": self.codebook.temperature[0],
-            "patch_perplexity": mean_over_processes(entropy.mean()).exp(),
-            "used_codewords": torch.special.entr(mean_over_processes(other.mean(0))).sum().exp()}
+# %% ../../nbs/methods/moca.ipynb #f762d360
+@patch_to(MOCA)
+def forward(self, batch, draws, at) -> dict:
+    o, views = self.options, batch["global"]                            # (2, B, 3, S, S)
+    codes, other = self.targets(views, draws)
+    entropy, codewords = torch.special.entr(codes).sum(-1), self.codebook.codewords  # (2B, L)
+    noise = draws.rand("mask", views.shape[1], 2, codes.shape[1]).transpose(0, 1).flatten(0, 1)
+    patches, image_prototypes = (patchify(views.flatten(0, 1), self.patch_size),
+                                 self.image_prototypes(codewords))
+    token_prototypes = self.token_prototypes(codewords) if self.decoder else None
+    img, loc = [], []
+    for (e, _), decoded in zip(self.counts, complementary_masks(noise, self.counts)):
+        with draws.scope(f"drop_path{len(img)}"):
+            last, early = encode_at(self.encoder, patches, decoded[:, :e], o.early_layer)
+        g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]  # (2B, D)
+        img.append(divergence(other, self.image_prototypes.logits(g, image_prototypes)))
+        if self.decoder:
+            z = self.decoder(g, early[:, 1:], decoded)                  # (2B, d, decoder_dim)
+            loc.append(divergence(gather_tokens(codes, decoded),
+                                  self.token_prototypes.logits(z, token_prototypes),
+                                  entropy.gather(1, decoded)))
+    img, loc = (2 * torch.stack(img).mean(),
+                2 * torch.stack(loc).mean() if loc else codes.new_zeros(()))
+    return {
+        "loss": o.img_weight * img + o.loc_weight * loc, "img": img.detach(),
+        "loc": loc.detach(), "temperature": self.codebook.temperature[0],
+        "patch_perplexity": mean_over_processes(entropy.mean()).exp(),
+        "used_codewords": torch.special.entr(mean_over_processes(other.mean(0))).sum().exp()}

@@ -13,13 +13,13 @@ from torch import nn
 from timm.models import VisionTransformer
 from ..data.options import build, check_options
 from ..data.views import byol_views
-from .dino import mean_cosine
 from .method import At, Method
 from ..parts.distributed import gather, rank
 from ..parts.encoder import EncoderConfig, build_encoder, encode, sincos_table
 from ..parts.heads import projection_mlp
 from ..parts.losses import info_nce
 from ..parts.schedules import cosine
+from ..parts.self_distillation import mean_cosine
 from ..parts.teacher import copy_as_teacher, ema_update
 
 # %% ../../nbs/methods/mocov3.ipynb #816d319d

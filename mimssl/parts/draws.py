@@ -8,6 +8,7 @@ __all__ = ['seed_of', 'Draws']
 # %% ../../nbs/parts/draws.ipynb #77d6d33a
 import hashlib, torch
 from contextlib import contextmanager
+from ..data.pieces import patch_to
 
 # %% ../../nbs/parts/draws.ipynb #1e55fd82
 def seed_of(*key) -> int:
@@ -52,32 +53,38 @@ class Draws:
         "Whole numbers in [0, high) for each sample, (B, *shape) int64."
         return self._draw(name, lambda n, g: torch.randint(high, (n, *shape), generator=g), B)
 
-    def noise(self, name: str, B: int, *shape) -> torch.Tensor:
-        """Standard normal numbers for each sample, (B, *shape) float32, drawn on the device sample
-        by sample: for many numbers, such as pixels.
-        """
-        if name in self.given: return self.given[name].to(self.device)
-        first, out, g = ((self.rows or (0, B))[0], torch.empty((B, *shape), device=self.device),
-                         torch.Generator(self.device))
-        for i, x in enumerate(out):
-            x.normal_(generator=g.manual_seed(seed_of(self.seed, self.step, name, first + i)))
-        return out
+# %% ../../nbs/parts/draws.ipynb #50ac2bcf
+@patch_to(Draws)
+def noise(self, name: str, B: int, *shape) -> torch.Tensor:
+    """Standard normal numbers for each sample, (B, *shape) float32, drawn on the device sample
+    by sample: for many numbers, such as pixels.
+    """
+    if name in self.given: return self.given[name].to(self.device)
+    first, out, g = ((self.rows or (0, B))[0], torch.empty((B, *shape), device=self.device),
+                     torch.Generator(self.device))
+    for i, x in enumerate(out):
+        x.normal_(generator=g.manual_seed(seed_of(self.seed, self.step, name, first + i)))
+    return out
 
-    def shared(self, name: str, *shape) -> torch.Tensor:
-        "Uniform numbers in [0, 1) common to all processes, `shape` float32."
-        return self._draw(name, lambda _, g: torch.rand(shape, generator=g))
+# %% ../../nbs/parts/draws.ipynb #25d1e102
+@patch_to(Draws)
+def shared(self, name: str, *shape) -> torch.Tensor:
+    "Uniform numbers in [0, 1) common to all processes, `shape` float32."
+    return self._draw(name, lambda _, g: torch.rand(shape, generator=g))
 
-    def shared_perm(self, name: str, n: int) -> torch.Tensor:
-        "A permutation of 0 ... n-1 common to all processes, (n,) int64."
-        return self._draw(name, lambda _, g: torch.randperm(n, generator=g))
+@patch_to(Draws)
+def shared_perm(self, name: str, n: int) -> torch.Tensor:
+    "A permutation of 0 ... n-1 common to all processes, (n,) int64."
+    return self._draw(name, lambda _, g: torch.randperm(n, generator=g))
 
-    @contextmanager
-    def scope(self, name: str):
-        """Seed torch's global generators inside the block (for layers such as drop-path that use
-        them), then restore them.
-        """
-        first_row = (self.rows or (0, 0))[0]
-        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(seed_of(self.seed, self.step, name, first_row))
-            yield
+@patch_to(Draws)
+@contextmanager
+def scope(self, name: str):
+    """Seed torch's global generators inside the block (for layers such as drop-path that use
+    them), then restore them.
+    """
+    first_row = (self.rows or (0, 0))[0]
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed_of(self.seed, self.step, name, first_row))
+        yield

@@ -156,26 +156,33 @@ def run_blocks(vit: VisionTransformer, x: torch.Tensor, norm: bool = True) -> to
 
 # %% ../../nbs/parts/encoder.ipynb #19e5fafd
 def encode_patches(vit: VisionTransformer, patches: torch.Tensor, positions: torch.Tensor,
-                   norm: bool = True) -> torch.Tensor:
+                   norm: bool = True, mask: torch.Tensor | None = None,
+                   mask_token: torch.Tensor | None = None) -> torch.Tensor:
     """Flattened patches (B, n, p*p*3) with their `positions` (1 or B, n, D) -> prefix and patch
-    tokens (B, P+n, D).
+    tokens (B, P+n, D). Where `mask` (B, n) is True, `mask_token` (1, D) replaces the embedding.
     """
-    x = embed_patches(vit, patches) + positions                                  # (B, n, D)
+    x = embed_patches(vit, patches)                                              # (B, n, D)
+    if mask is not None: x = torch.where(mask[:, :, None], mask_token.to(x.dtype), x)
+    x = x + positions
     return run_blocks(vit, torch.cat([prefix_tokens(vit, len(x)), x], 1), norm)
 
-def encode(vit: VisionTransformer, images: torch.Tensor, keep: torch.Tensor | None = None,
-           norm: bool = True) -> torch.Tensor:
-    """Prefix tokens and patch tokens of `images` (B, 3, H, W) -> (B, P+n, D); only the patches
-    `keep` (B, n), in that order, if given. An image of another size than the encoder's gets
-    bicubically resized positions.
-    """
+def encode(
+    vit: VisionTransformer,
+    images: torch.Tensor,                      # (B, 3, H, W)
+    keep: torch.Tensor | None = None,          # (B, n) numbers of the patches to encode, in order
+    norm: bool = True,                         # apply the final norm
+    mask: torch.Tensor | None = None,          # (B, L) bool: patches replaced ...
+    mask_token: torch.Tensor | None = None,    # (1, D): ... by this, before positions are added
+    positions: str = "bicubic",                # at another size, resized as by `patch_positions`
+) -> torch.Tensor:                             # (B, P+n, D)
+    "Prefix tokens and patch tokens of `images`: of all patches, or of those in `keep` alone."
     p = vit.patch_embed.patch_size[0]
-    patches, positions = (patchify(images, p),
-                          patch_positions(vit, (images.shape[2] // p, images.shape[3] // p)))
+    patches = patchify(images, p)
+    rows = patch_positions(vit, (images.shape[2] // p, images.shape[3] // p), positions)
     if keep is not None:
-        patches = gather_tokens(patches, keep)
-        positions = gather_tokens(positions.expand(len(images), -1, -1), keep)
-    return encode_patches(vit, patches, positions, norm)
+        patches, rows = (gather_tokens(patches, keep),
+                         gather_tokens(rows.expand(len(images), -1, -1), keep))
+    return encode_patches(vit, patches, rows, norm, mask, mask_token)
 
 # %% ../../nbs/parts/encoder.ipynb #041d1f82
 def patch_positions(vit: VisionTransformer, grid: tuple[int, int],

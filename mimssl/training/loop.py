@@ -145,6 +145,7 @@ def view_batches(dataset, views: dict, recipe: Recipe, seed: int, finish: bool) 
 
 def as_it_is(batch): return batch
 
+# %% ../../nbs/training/loop.ipynb #8fac1d71
 class Collated(Dataset):
     "A micro-batch from a list of (epoch, image), of a method's own `items`."
     def __init__(self, items: Dataset): self.items = items
@@ -308,8 +309,7 @@ class Run:
 
     def about(self) -> dict:
         "What this run's files hold."
-        return {"method": self.recipe.method, "encoder": asdict(self.recipe.encoder)} | (
-            self.method.facts())
+        return {"method": self.recipe.method, "encoder": asdict(self.recipe.encoder)}
 
     def state(self) -> dict:
         "Everything that the next step depends on, and the log."
@@ -648,6 +648,7 @@ def is_done(out_dir: Path, key: str) -> bool:
               f"missing; the run starts again.", flush=True)
     return not wrong
 
+# %% ../../nbs/training/loop.ipynb #4b09773e
 def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
@@ -658,7 +659,7 @@ def finish(run: Run, out_dir: Path, key: str, data: str):
         files = (*RESULTS, TOWERS)
         with replacing(out_dir / TOWERS) as tmp: save_image_text(tmp, towers)
     save_weights(out_dir / "method.safetensors", run.method,
-                 run.about() | {"fingerprint": key, "seed": run.seed})
+                 run.about() | run.method.facts() | {"fingerprint": key, "seed": run.seed})
     write_records(out_dir / "log.jsonl", run.log)
     content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
                "steps": run.total, "recipe": result_of(run.recipe),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from ..data.options import build, closest
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..methods.method import find_method
 from ..parts.encoder import EncoderConfig
@@ -53,31 +54,35 @@ class Optimiser:
     # name pattern -> Group; the first that fits counts
     groups: dict[str, Group] = field(default_factory=dict)
 
-    def __post_init__(self):
-        def need(ok, what):
-            if not ok: raise BadInput(f"optimiser: {what}.")
-        need(self.name in ("adamw", "lars", "sgd"),
-             f"name is '{self.name}'; use adamw, lars or sgd")
-        need(self.warmup_ends in ("first", "both", "none"),
-             f"warmup_ends is '{self.warmup_ends}'; use first, both or none")
-        for name in ("base_lr", "lr", "clip", "clip_per_tensor"):
-            need(getattr(self, name) is None or getattr(self, name) > 0,
-                 f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
-        for name in ("weight_decay", "warmup_epochs", "min_lr"):
-            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("warmup_start", "min_lr_fraction", "momentum"):
-            need(0 <= getattr(self, name) <= 1,
-                 f"{name} is {getattr(self, name)}; give a number in [0, 1]")
-        need(self.stretch >= 1, f"stretch is {self.stretch}; give 1 or more")
-        need(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-             f"betas are {self.betas}; give two numbers in [0, 1)")
-        need(self.clip is None or self.clip_per_tensor is None,
-             "clip and clip_per_tensor exclude each other; set one")
+    def __post_init__(self): self.check_rates()
 
     def group(self, parameter: str) -> Group:
         "The group of a parameter's name."
         return next((g for pattern, g in self.groups.items() if fnmatchcase(parameter, pattern)),
                     Group())
+
+# %% ../../nbs/training/recipes.ipynb #586b7391
+@patch_to(Optimiser)
+def check_rates(self):
+    def need(ok, what):
+        if not ok: raise BadInput(f"optimiser: {what}.")
+    need(self.name in ("adamw", "lars", "sgd"),
+         f"name is '{self.name}'; use adamw, lars or sgd")
+    need(self.warmup_ends in ("first", "both", "none"),
+         f"warmup_ends is '{self.warmup_ends}'; use first, both or none")
+    for name in ("base_lr", "lr", "clip", "clip_per_tensor"):
+        need(getattr(self, name) is None or getattr(self, name) > 0,
+             f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
+    for name in ("weight_decay", "warmup_epochs", "min_lr"):
+        need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
+    for name in ("warmup_start", "min_lr_fraction", "momentum"):
+        need(0 <= getattr(self, name) <= 1,
+             f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+    need(self.stretch >= 1, f"stretch is {self.stretch}; give 1 or more")
+    need(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+         f"betas are {self.betas}; give two numbers in [0, 1)")
+    need(self.clip is None or self.clip_per_tensor is None,
+         "clip and clip_per_tensor exclude each other; set one")
 
 # %% ../../nbs/training/recipes.ipynb #e2c3e0d9
 def lr_at(o: Optimiser, peak: float, step: int, steps_per_epoch: int, epochs: float) -> float:
@@ -136,22 +141,7 @@ class Recipe:
     init: "Recipe | Weights | None" = None
     save_every: int = 1                # epochs between rolling checkpoints; changes no result
 
-    def __post_init__(self):
-        def need(ok, what):
-            if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
-        find_method(self.method)
-        for name in ("epochs", "batch_size", "accumulate", "save_every"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
-        for name, known in (("precision", PRECISIONS), ("views", VIEWS)):
-            need(getattr(self, name) in known,
-                 f"{name} is '{getattr(self, name)}'; use {', '.join(known)}")
-        need(self.batch_size % self.accumulate == 0,
-             f"batch_size {self.batch_size} cannot be split into {self.accumulate} micro-batches; "
-             f"change accumulate")
-        longest = self.epochs * self.optimiser.stretch
-        need(self.optimiser.warmup_epochs <= longest,
-             f"warmup_epochs {self.optimiser.warmup_epochs:g} is longer than the run of "
-             f"{self.epochs} epochs; lower it")
+    def __post_init__(self): self.check()
 
     @property
     def peak_lr(self) -> float:
@@ -159,21 +149,46 @@ class Recipe:
         o = self.optimiser
         return o.base_lr * self.batch_size * o.views_per_image / 256 if o.lr is None else o.lr
 
-    def steps_per_epoch(self, images: int, processes: int = 1) -> int:
-        "Whole batches in `images`. Raises `BadInput` for none, or one that cannot be shared out."
-        if self.batch_size > images:
-            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} is larger than the "
-                           f"data set '{self.dataset}' of {images} images; lower it.")
-        if self.batch_size % (self.accumulate * processes):
-            raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} cannot be shared "
-                           f"by {processes} processes x {self.accumulate} micro-batches; change "
-                           f"one of them.")
-        return images // self.batch_size
+# %% ../../nbs/training/recipes.ipynb #bbedc0e3
+@patch_to(Recipe)
+def check(self):
+    def need(ok, what):
+        if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
+    find_method(self.method)
+    for name in ("epochs", "batch_size", "accumulate", "save_every"):
+        need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+    for name, known in (("precision", PRECISIONS), ("views", VIEWS)):
+        need(getattr(self, name) in known,
+             f"{name} is '{getattr(self, name)}'; use {', '.join(known)}")
+    need(self.batch_size % self.accumulate == 0,
+         f"batch_size {self.batch_size} cannot be split into {self.accumulate} micro-batches; "
+         f"change accumulate")
+    longest = self.epochs * self.optimiser.stretch
+    need(self.optimiser.warmup_epochs <= longest,
+         f"warmup_epochs {self.optimiser.warmup_epochs:g} is longer than the run of "
+         f"{self.epochs} epochs; lower it")
 
-    def fingerprint(self, data_fingerprint: str, seed: int) -> str:
-        "12 hexadecimal digits that change with anything that changes the trained weights."
-        return hashlib.sha256(canonical(FORMAT, result_of(self), data_fingerprint,
-                                        seed).encode()).hexdigest()[:12]
+# %% ../../nbs/training/recipes.ipynb #a4535bb5
+@patch_to(Recipe)
+def steps_per_epoch(self, images: int, processes: int = 1) -> int:
+    """Whole batches in `images`.
+
+    Raises `BadInput` when there is none, or when the batch cannot be shared out.
+    """
+    if self.batch_size > images:
+        raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} is larger than the "
+                       f"data set '{self.dataset}' of {images} images; lower it.")
+    if self.batch_size % (self.accumulate * processes):
+        raise BadInput(f"recipe '{self.name}': batch_size {self.batch_size} cannot be shared "
+                       f"by {processes} processes x {self.accumulate} micro-batches; change "
+                       f"one of them.")
+    return images // self.batch_size
+
+@patch_to(Recipe)
+def fingerprint(self, data_fingerprint: str, seed: int) -> str:
+    "12 hexadecimal digits that change with anything that changes the trained weights."
+    return hashlib.sha256(canonical(FORMAT, result_of(self), data_fingerprint,
+                                    seed).encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/recipes.ipynb #0892c26c
 def canonical(*values) -> str:
