@@ -12,11 +12,11 @@ RUN = "import sys; from mimssl.cli import main; sys.exit(main({argv!r}))"
 KILLED = """
 import os, signal
 from mimssl.training.loop import Run
-advance = Run.advance
+take = Run.take
 def killed(self, batch_of):
     if self.step == {step}: os.kill(os.getpid(), signal.SIGKILL)
-    return advance(self, batch_of)
-Run.advance = killed
+    return take(self, batch_of)
+Run.take = killed
 """
 TEXT = dict(text_width=32, text_depth=1, text_heads=2, context=48)
 CFM = dict(method="cfm_vit", dataset="scenes-captions", epochs=1,

@@ -11,7 +11,7 @@ import torch
 from ..data.settings import BadInput
 from .evaluation import Evaluation
 from .retrieval import check_image_text, encode_images, encode_texts, ranks
-from ..parts.prompts import TEMPLATES, article, clean_name, prompt_ensemble, read_templates
+from ..parts.prompts import article, clean_name, prompt_ensemble, read_templates
 
 # %% ../../nbs/evaluation/zero_shot.ipynb #82f16bf6
 def zero_shot_classifier(model, names: list[str], templates: list[str], device="cpu",
