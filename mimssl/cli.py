@@ -164,23 +164,20 @@ def make_parser() -> Parser:
     c.add_argument("--sizes", nargs="+", action="extend", metavar="NAME=N,N",
                    help="of evaluations, as knn=1000,2000 davis=10 (default: three sizes each)")
     c.add_argument("--methods", help="names, separated by commas (default: all)")
-    c.add_argument("--encoder", default="tiny",
-                   help="tiny, small, base, large or huge (default: %(default)s)")
+    c.add_argument("--encoder", default="tiny", help="tiny, small, base, large or huge")
     for name, default in (("--image-size", 64), ("--patch-size", 8), ("--rounds", 5)):
         c.add_argument(name, type=int, default=default, help="default: %(default)s")
     c.add_argument("--batch", type=int, help="default: 8 on a CPU, 128 elsewhere")
     c.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     c.add_argument("--compile", action="store_true", help="compile the transformer blocks")
-    c.add_argument("--out", metavar="FILE",
-                   help="records go here (default: outputs/local/speed.jsonl)")
+    c.add_argument("--out", metavar="FILE", help="of records (default: outputs/local/speed.jsonl)")
     add_detect(command)
     c = command("explore",
                 "write a page on which a click on a patch shows what encoders find similar")
     c.add_argument("--models", required=True, nargs="+", metavar="MODEL",
                    help="encoders to compare, as evaluate takes them")
     c.add_argument("--images", nargs="+", default=[], metavar="FILE", help="photos")
-    c.add_argument("--dataset", help="name in the catalogue: take images, and masks where it has "
-                                     "them, from there too")
+    c.add_argument("--dataset", help="name in the catalogue: take its images and masks too")
     c.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
     c.add_argument("--count", type=int, default=8,
                    help="take so many images of the data set, spread evenly (default: %(default)s)")
