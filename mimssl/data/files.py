@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REASONS', 'MACHINE', 'KINDS', 'error_number', 'disk_full', 'reason', 'temporary', 'abandoned', 'running', 'sweep',
            'sync', 'replacing', 'refusal', 'glob_safe', 'new_file', 'write_text', 'write_json', 'append_text', 'locked',
-           'open_lock', 'short', 'read_text', 'parsed', 'read_json', 'parse_json', 'plain', 'read_yaml', 'parse_yaml',
-           'checksum', 'check_sum']
+           'open_lock', 'one_line', 'short', 'read_text', 'parsed', 'read_json', 'parse_json', 'plain', 'read_yaml',
+           'parse_yaml', 'checksum', 'check_sum']
 
 # %% ../../nbs/data/files.ipynb #c82d8226
 import errno, fcntl, hashlib, json, os, platform, re, shutil, time, yaml, zlib
@@ -206,6 +206,10 @@ def open_lock(path: Path, what: str, wait: bool) -> int:
 KINDS = {dict: "a mapping", list: "a list", str: "a text", int: "a whole number", float: "a number",
          bool: "true or false", type(None): "nothing"}
 
+def one_line(text: str) -> str:
+    "`text` without line breaks, escape codes and other control characters."
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).strip()
+
 def short(value, most: int = 80) -> str:
     "`value` in a message: its `repr` on one line, cut after `most` characters."
     text = " ".join(repr(value).split())
@@ -290,5 +294,6 @@ def check_sum(path, record: str = "recipe.json"):
     try: wanted = json.loads((path.parent / record).read_text("utf-8"))["files"][path.name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError): return
     if checksum(path) != wanted:
-        raise BadInput(f"{path}: is not the file that {record} beside it describes; it was cut or "
-                       f"changed: train the run again, or restore the file.")
+        raise BadInput(f"{path}: is damaged, not the file that {record} beside it describes; "
+                       f"train the run again, or restore the file.")
+

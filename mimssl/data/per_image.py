@@ -6,10 +6,11 @@
 __all__ = ['Outcomes', 'write_outcomes', 'read_outcomes', 'by_image']
 
 # %% ../../nbs/data/per_image.ipynb #6e0c09f4
-import hashlib, json, os, re, zipfile
+import hashlib, json, re, zipfile
 import numpy as np
 from dataclasses import dataclass
 from pathlib import Path
+from .files import replacing
 from .settings import BadInput
 
 # %% ../../nbs/data/per_image.ipynb #6bcc1ec5
@@ -39,11 +40,9 @@ def write_outcomes(
         digest_size=4).hexdigest()
     stem = re.sub(r"[^\w.-]+", "_",
                   f"{record['run']}-{record['evaluation']}-{record['metric']}-{key}")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    partial, path = (Path(folder) / f"{stem}.{end}" for end in (f"{os.getpid()}.tmp", "npz"))
-    with open(partial, "wb") as f:
+    path = Path(folder) / f"{stem}.npz"
+    with replacing(path) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, record=json.dumps(record), names=names, values=values)
-    os.replace(partial, path)
     return path
 
 # %% ../../nbs/data/per_image.ipynb #46e986e3

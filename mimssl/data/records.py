@@ -6,8 +6,9 @@
 __all__ = ['FIELDS', 'metric_record', 'write_records', 'append_records', 'read_records', 'untimed']
 
 # %% ../../nbs/data/records.ipynb #6f080c46
-import json, math, os
+import json, math
 from pathlib import Path
+from .files import append_text, read_text, write_text
 from .settings import BadInput
 
 # %% ../../nbs/data/records.ipynb #414ca0cb
@@ -46,17 +47,14 @@ def _dumps(record: dict) -> str:
 # %% ../../nbs/data/records.ipynb #edfd3937
 def write_records(path, records: list[dict]) -> Path:
     "Replace the file `path` by `records`, atomically; parent folders are made."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text("".join(_dumps(record) + "\n" for record in records))
-    os.replace(tmp, path)
-    return path
+    return write_text(path, "".join(_dumps(record) + "\n" for record in records))
+
 
 # %% ../../nbs/data/records.ipynb #5cce7355
 def append_records(path, records: list[dict]) -> Path:
-    "Add `records` at the end of the file `path`."
-    return write_records(path, (read_records(path) if Path(path).exists() else []) + list(records))
+    "Add `records` at the end of the file `path`, all or none; writers do not lose each other's."
+    return append_text(path, "".join(_dumps(record) + "\n" for record in records))
+
 
 # %% ../../nbs/data/records.ipynb #34f7bc59
 def read_records(*paths) -> list[dict]:
@@ -65,12 +63,13 @@ def read_records(*paths) -> list[dict]:
     for path in map(Path, paths):
         if not path.is_file():
             raise BadInput(f"{path}: no such file of records; run the evaluation that writes it.")
-        for i, text in enumerate(path.read_text().splitlines(), 1):
+        for i, text in enumerate(read_text(path).splitlines(), 1):
             try: records.append(json.loads(text))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 raise BadInput(f"{path}, line {i}: not JSON; delete the line or run the evaluation "
                                f"again.") from None
     return records
+
 
 # %% ../../nbs/data/records.ipynb #829523c0
 def untimed(records: list[dict]) -> list[dict]:

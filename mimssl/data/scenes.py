@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 from tqdm.auto import tqdm
 
+from .files import locked, read_json, reason, sweep, temporary
 from .settings import BadInput, settings
 
 # %% ../../nbs/data/scenes.ipynb #50ed7e7b
@@ -625,10 +626,10 @@ def is_complete(root: Path, wanted: dict) -> bool:
     """Whether `root` holds what `wanted` describes: same version, seed, scale and sub-sets, and no
     file missing.
     """
-    try: found = json.loads((Path(root) / "version.json").read_text())
-    except (OSError, ValueError): return False
+    try: found = read_json(Path(root) / "version.json")
+    except BadInput: return False
     return ({**found, "files": 0} == {**wanted, "files": 0}
-            and found["files"] == sum(p.is_file() for p in Path(root).rglob("*")) - 1)
+            and found.get("files") == sum(p.is_file() for p in Path(root).rglob("*")) - 1)
 
 def _write_subset(root, subset, seed, scale, count, progress):
     "Write both splits; a bar in a terminal, a line elsewhere."
@@ -645,8 +646,7 @@ def _write_subset(root, subset, seed, scale, count, progress):
 
 def _swap(partial: Path, root: Path):
     "Put the finished folder in place of the old one."
-    old = root.with_name(root.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = temporary(root)
     if root.exists(): root.rename(old)
     partial.rename(root)
     shutil.rmtree(old, ignore_errors=True)
@@ -670,13 +670,27 @@ def generate(root: str | Path,               # the folder to write
     if root.exists() and not (root / "version.json").is_file() and any(root.iterdir()):
         raise BadInput(f"{root} is not empty and holds no generated scenes; move it away or name "
                        f"another folder.")
-    partial = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for subset in subsets: _write_subset(partial / subset, subset, seed, scale, count, progress)
-    wanted["files"] = sum(p.is_file() for p in partial.rglob("*"))
-    _write(partial / "version.json", wanted)
-    _swap(partial, root)
+    with locked(root.with_name(f".{root.name}.lock"), wait=True):      # one process generates
+        if not is_complete(root, wanted): _fill(root, wanted, progress)
     return root
+
+def _fill(root: Path, wanted: dict, progress: bool):
+    """Write what `wanted` describes beside `root`, then put it in its place.
+
+    Raises `BadInput` on a full disk.
+    """
+    sweep(root.parent, root.name)
+    partial = temporary(root)
+    try:
+        for subset in wanted["subsets"]:
+            _write_subset(partial / subset, subset, wanted["seed"], wanted["scale"],
+                          tuple(wanted["count"]), progress)
+        _write(partial / "version.json",
+               wanted | {"files": sum(p.is_file() for p in partial.rglob("*"))})
+        _swap(partial, root)
+    except OSError as e: raise BadInput(reason(e, root)) from None
+    finally: shutil.rmtree(partial, ignore_errors=True)
+
 
 # %% ../../nbs/data/scenes.ipynb #d2a6b53e
 def main(argv: list[str] | None = None):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
+from .files import read_json, write_json
 from .settings import BadInput, settings
 
 # %% ../../nbs/data/sources.ipynb #6cb9d295
@@ -631,12 +632,11 @@ def fingerprint(
     texts = [f for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]
     state = _hash(f"{p} {p.stat().st_mtime_ns}" for p in [root, *folders, *texts])
     memory = settings().local / "fingerprints" / f"{name}-{split or 'all'}.json"
-    if memory.is_file() and (known := json.loads(memory.read_text())).get("state") == state:
-        return known["fingerprint"]
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"state": state, "fingerprint": (value := _digest(root, files))}))
-    os.replace(partial, memory)
+    try: known = read_json(memory)
+    except BadInput: known = {}
+    if known.get("state") == state and "fingerprint" in known: return known["fingerprint"]
+    value = _digest(root, files)
+    write_json(memory, {"state": state, "fingerprint": value})
     return value
 
 # %% ../../nbs/data/sources.ipynb #4ef628e9

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.models import VisionTransformer
 from ..data.progress import track
+from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
 from ..data.sources import read_image
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
@@ -217,10 +218,7 @@ class Explorer:
 
     def save(self, path) -> Path:
         "Write the page; folders are made."
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.page, encoding="utf-8")
-        return path
+        return write_text(path, self.page)
 
     def __repr__(self):
         return (f"Explorer({len(self.data['images'])} images, encoders: "

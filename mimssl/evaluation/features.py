@@ -18,6 +18,7 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch.utils.data import DataLoader, Dataset
 from ..data.progress import Tally, track
+from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from ..parts.encoder import resize_positions
@@ -224,34 +225,48 @@ def _read(folder: Path, about: dict):
                 raise BadInput(f"the cached features are of another {key}: {repair}.")
         if found["sums"] != sums: raise BadInput(f"the cached features are damaged: {repair}.")
         return tuple(torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in sums)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except BadInput: raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise BadInput(f"the cached features cannot be read: {repair}.") from None
 
 # %% ../../nbs/evaluation/features.ipynb #dc5a5dcd
 class _Sink:
     "A folder of features that is being written; it appears under its name when it is complete."
     def __init__(self, folder: Path, about: dict, count: int, half: bool):
-        self.folder, self.about, self.count, self.half, self.done, self.out = (
-            folder, about, count, half, 0, None)
-        self.tmp = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        self.tmp.mkdir(parents=True, exist_ok=True)
+        self.folder, self.about, self.count = folder, about, count
+        self.kind, self.out = np.dtype(np.float16 if half else np.float32), None
+        sweep(folder.parent)                                 # what killed processes left
+        self.tmp = temporary(folder)
+        self.tmp.mkdir(parents=True)
 
     def add(self, x: torch.Tensor):
         if self.out is None:
-            self.out = np.lib.format.open_memmap(self.tmp / "features.npy", "w+",
-                                                 np.float16 if self.half else np.float32,
-                                                 (self.count, *x.shape[1:]))
-        self.out[self.done:self.done + len(x)] = x.numpy()
-        self.done += len(x)
+            self.out = open(self.tmp / "features.npy", "wb")
+            np.lib.format.write_array_header_1_0(self.out, {
+                "descr": self.kind.str, "fortran_order": False,
+                "shape": (self.count, *x.shape[1:])})
+        # no memory map: a full disk would end the process
+        try: self.out.write(x.numpy().astype(self.kind).tobytes())
+        except OSError as e: self.give_up(e)
 
     def close(self, labels: torch.Tensor):
-        self.out.flush()
-        self.out = np.save(self.tmp / "labels.npy", labels.numpy())  # (drops the memory map)
-        sums = {name: _sample_hash(self.tmp / name) for name in ("features.npy", "labels.npy")}
-        (self.tmp / "about.json").write_text(json.dumps({"about": self.about, "sums": sums},
-                                                        indent=1))
-        try: os.replace(self.tmp, self.folder)
-        except OSError: shutil.rmtree(self.tmp)  # another process was faster
+        try:
+            self.out.flush()
+            self.out.close()
+            np.save(self.tmp / "labels.npy", labels.numpy())
+            sums = {name: _sample_hash(self.tmp / name) for name in ("features.npy", "labels.npy")}
+            write_json(self.tmp / "about.json", {"about": self.about, "sums": sums})
+            for name in sums: sync(self.tmp / name)
+            os.replace(self.tmp, self.folder)
+        except OSError as e:
+            if not (self.folder / "about.json").is_file(): self.give_up(e)
+            shutil.rmtree(self.tmp)                          # another process was faster
+
+    def give_up(self, error: OSError):
+        "Raises `BadInput` that names the folder and the reason."
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        raise BadInput(reason(OSError(error.errno, error.strerror), self.folder)) from None
+
 
 # %% ../../nbs/evaluation/features.ipynb #aeacdd3d
 def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:

@@ -10,6 +10,7 @@ import json, torch
 import torch.nn.functional as F
 from pathlib import Path
 from sklearn.linear_model import RidgeClassifier
+from ..data.files import write_json
 from ..data.settings import BadInput
 from ..data.views import key_seed
 from .evaluation import Evaluation
@@ -83,7 +84,7 @@ def lay_out(
             link = folder / split / f"{label:04}" / path.replace("/", "__")
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink(): link.symlink_to(images / path)
-    (folder / "classes.json").write_text(json.dumps(names, indent=1))
+    write_json(folder / "classes.json", names)
     return folder
 
 # %% ../../nbs/evaluation/fewshot.ipynb #c29afc0a

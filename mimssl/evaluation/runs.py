@@ -6,9 +6,10 @@
 __all__ = ['open_run', 'by_dataset', 'score', 'evaluate_runs', 'summary', 'write_summary', 'neighbours', 'show_neighbours']
 
 # %% ../../nbs/evaluation/runs.ipynb #70a6845a
-import json, torch
+import torch
 import torch.nn.functional as F
 from pathlib import Path
+from ..data.files import read_json, write_json
 from ..data.settings import BadInput, settings
 from .evaluation import Bench, PixelBench
 from .suite import evaluations, run_suite, suite_names, untrained
@@ -34,7 +35,7 @@ def open_run(
     if not (folder / "recipe.json").is_file():
         raise BadInput(f"there is no trained run '{run}' ({folder / 'recipe.json'} is missing); "
                        f"train it first, or use pixels or untrained.")
-    about = json.loads((folder / "recipe.json").read_text())
+    about = read_json(folder / "recipe.json")
     record = dict(run=run, method=about["recipe"]["method"], seed=about["seed"],
                   recipe=about["fingerprint"])
     return Bench(load_encoder(folder / "encoder.safetensors"), study["dataset"], folder=folder,
@@ -92,7 +93,7 @@ def summary(records: list[dict]) -> dict:
 def write_summary(records: list[dict], folder) -> dict:
     "Write the `summary` as metrics.json into `folder`; returns it."
     found = summary(records)
-    (Path(folder) / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(Path(folder) / "metrics.json", found)
     return found
 
 # %% ../../nbs/evaluation/runs.ipynb #0f2c6763

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
 from timm.models import VisionTransformer
-from torch import nn
 from torchvision.ops import roi_align
 from torchvision.transforms import InterpolationMode, v2
 from ..data.options import build, check_options
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..data.views import to_normalised
 from .method import At, Method
@@ -215,76 +215,85 @@ class CFMViT(Method):
         self.logit_scale.clamp()
         if hasattr(self, "teacher"): ema_update(self.teacher, self.encoder, self.options.momentum)
 
-    def positions(self, draws, B: int) -> torch.Tensor:
-        "The position embedding of each sample in this step, (1 or B, L, D)."
-        o, table = self.options, split_positions(self.encoder)[1]
-        if o.crop_positions: table = crop_positions(table, draws.rand("crop", B, 4))
-        if not o.pos_dropout: return table
-        coin = (draws.rand("positions", B) if o.pos_dropout_unit == "sample"
-                else draws.shared("positions", 1))
-        return drop_positions(table, coin, o.pos_dropout)
+# %% ../../nbs/methods/cfm_vit.ipynb #1b991b9a
+@patch_to(CFMViT)
+def positions(self, draws, B: int) -> torch.Tensor:
+    "The position embedding of each sample in this step, (1 or B, L, D)."
+    o, table = self.options, split_positions(self.encoder)[1]
+    if o.crop_positions: table = crop_positions(table, draws.rand("crop", B, 4))
+    if not o.pos_dropout: return table
+    coin = (draws.rand("positions", B) if o.pos_dropout_unit == "sample"
+            else draws.shared("positions", 1))
+    return drop_positions(table, coin, o.pos_dropout)
 
-    def see(self, vit: VisionTransformer, patches: torch.Tensor, positions: torch.Tensor,
-            which: torch.Tensor | None = None) -> torch.Tensor:
-        "Tokens of the patches (B, L, P), or of those in `which` (B, n): (B, n, D)."
-        if which is None: return encode_patches(vit, patches, positions)
-        return encode_patches(vit, gather_tokens(patches, which),
-                              gather_tokens(positions.expand(len(patches), -1, -1), which))
+@patch_to(CFMViT)
+def see(self, vit: VisionTransformer, patches: torch.Tensor, positions: torch.Tensor,
+        which: torch.Tensor | None = None) -> torch.Tensor:
+    "Tokens of the patches (B, L, P), or of those in `which` (B, n): (B, n, D)."
+    if which is None: return encode_patches(vit, patches, positions)
+    return encode_patches(vit, gather_tokens(patches, which),
+                          gather_tokens(positions.expand(len(patches), -1, -1), which))
 
-    def forward(self, batch, draws, at) -> dict:
-        o, images = self.options, batch["global"][0]                      # (B, 3, S, S)
-        tokens = tokenise(captions_of(batch), o.context, o.long_captions).to(images.device)
-        patches, B = patchify(images, self.patch_size), len(images)       # (B, L, P)
-        keep, masked = random_masking(draws.rand("mask", B, patches.shape[1]), o.mask_ratio)
-        positions = self.positions(draws, B)
-        with draws.scope("drop_path"):
-            f = self.see(self.encoder, patches, positions,
-                         masked if o.contrast_tokens == "complement" else None)  # f
-        terms = symmetric_contrastive(f.mean(1), self.text(tokens), self.logit_scale())
-        terms["con"], loss = terms["loss"].detach(), terms["loss"]        # L_con
-        if o.rec_weight:
-            with draws.scope("reconstruction"):
-                prediction = self.decoder(self.see(self.encoder, patches, positions, keep), keep,
-                                          masked)
-            rec = self.reconstruction(prediction, self.targets(f, patches, positions, keep, masked))
-            loss, terms["rec"] = loss + o.rec_weight * rec, rec.detach()  # L_con + lambda L_rec
-        return {n: x if n == "loss" else x.detach()
-                for n, x in (terms | {"loss": loss, "scale": self.logit_scale()}).items()}
+# %% ../../nbs/methods/cfm_vit.ipynb #320c9336
+@patch_to(CFMViT)
+def forward(self, batch, draws, at) -> dict:
+    o, images = self.options, batch["global"][0]                      # (B, 3, S, S)
+    tokens = tokenise(captions_of(batch), o.context, o.long_captions).to(images.device)
+    patches, B = patchify(images, self.patch_size), len(images)       # (B, L, P)
+    keep, masked = random_masking(draws.rand("mask", B, patches.shape[1]), o.mask_ratio)
+    positions = self.positions(draws, B)
+    with draws.scope("drop_path"):
+        f = self.see(self.encoder, patches, positions,
+                     masked if o.contrast_tokens == "complement" else None)  # f
+    terms = symmetric_contrastive(f.mean(1), self.text(tokens), self.logit_scale())
+    terms["con"], loss = terms["loss"].detach(), terms["loss"]        # L_con
+    if o.rec_weight:
+        with draws.scope("reconstruction"):
+            prediction = self.decoder(self.see(self.encoder, patches, positions, keep), keep,
+                                      masked)
+        rec = self.reconstruction(prediction, self.targets(f, patches, positions, keep, masked))
+        loss, terms["rec"] = loss + o.rec_weight * rec, rec.detach()  # L_con + lambda L_rec
+    return {n: x if n == "loss" else x.detach()
+            for n, x in (terms | {"loss": loss, "scale": self.logit_scale()}).items()}
 
-    def targets(self, f, patches, positions, keep, masked) -> torch.Tensor:
-        """What the decoder shall predict at the places of `rec_places`, (B, m, E); `f` are the
-        tokens of the contrastive branch.
-        """
-        o = self.options
-        if o.target == "pixels": full = standardise_patches(patches) if o.norm_pix else patches
-        elif o.target == "momentum":
-            with torch.no_grad(): full = self.see(self.teacher, patches, positions)
-        # in the order of `masked`
-        elif o.contrast_tokens == "complement": return f.detach() if o.stop_gradient else f
-        else: full = region_means(f, o.region) if o.target == "region" else f
-        places = masked if o.rec_places == "masked" else torch.cat([keep, masked], 1)
-        target = gather_tokens(full, places)
-        return target.detach() if o.stop_gradient else target
+# %% ../../nbs/methods/cfm_vit.ipynb #af2ddc82
+@patch_to(CFMViT)
+def targets(self, f, patches, positions, keep, masked) -> torch.Tensor:
+    """What the decoder shall predict at the places of `rec_places`, (B, m, E); `f` are the
+    tokens of the contrastive branch.
+    """
+    o = self.options
+    if o.target == "pixels": full = standardise_patches(patches) if o.norm_pix else patches
+    elif o.target == "momentum":
+        with torch.no_grad(): full = self.see(self.teacher, patches, positions)
+    # in the order of `masked`
+    elif o.contrast_tokens == "complement": return f.detach() if o.stop_gradient else f
+    else: full = region_means(f, o.region) if o.target == "region" else f
+    places = masked if o.rec_places == "masked" else torch.cat([keep, masked], 1)
+    target = gather_tokens(full, places)
+    return target.detach() if o.stop_gradient else target
 
-    def reconstruction(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """L_rec of predictions (B, L, E) in the order visible, masked, and targets (B, m, E) at the
-        last m of these places.
-        """
-        prediction = prediction[:, -target.shape[1]:]
-        return (patch_mse(prediction, target) if self.options.target == "pixels"
-                else cosine_distance(prediction, target))
+@patch_to(CFMViT)
+def reconstruction(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L_rec of predictions (B, L, E) in the order visible, masked, and targets (B, m, E) at the
+    last m of these places.
+    """
+    prediction = prediction[:, -target.shape[1]:]
+    return (patch_mse(prediction, target) if self.options.target == "pixels"
+            else cosine_distance(prediction, target))
 
-    def check_data(self, dataset):
-        "Raises `BadInput` for images without captions, an empty caption, and one that is too long."
-        o = self.options
-        for i in range(len(dataset)):
-            captions = dataset.known(i).get("captions")
-            if captions is None:
-                raise BadInput(f"{dataset.root}: this data set has no captions, which cfm_vit "
-                               f"learns from; choose one that has, such as scenes-captions, "
-                               f"coco2017-captions or flickr30k.")
-            if not captions:
-                raise BadInput(f"{dataset.name(i)}: this image has no captions; remove it from the "
-                               f"split.")
-            for caption in captions:
-                check_caption(caption, o.context, o.long_captions, dataset.name(i))
+@patch_to(CFMViT)
+def check_data(self, dataset):
+    "Raises `BadInput` for images without captions, an empty caption, and one that is too long."
+    o = self.options
+    for i in range(len(dataset)):
+        captions = dataset.known(i).get("captions")
+        if captions is None:
+            raise BadInput(f"{dataset.root}: this data set has no captions, which cfm_vit "
+                           f"learns from; choose one that has, such as scenes-captions, "
+                           f"coco2017-captions or flickr30k.")
+        if not captions:
+            raise BadInput(f"{dataset.name(i)}: this image has no captions; remove it from the "
+                           f"split.")
+        for caption in captions:
+            check_caption(caption, o.context, o.long_captions, dataset.name(i))

@@ -198,7 +198,9 @@ class MAECT(Method):
     "Head initialisation and contrastive tuning of a masked autoencoder (2304.10520)."
     Options = MAECTOptions
     tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64,
-                     target_momentum=.9, stage="tune")}
+                     target_momentum=.9, stage="tune"),
+            "barlow": dict(head="barlow_twins"), "simsiam": dict(head="simsiam")}
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'mae_ct'")

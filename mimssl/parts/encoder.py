@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
+from ..data.files import check_sum, reason, replacing
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/encoder.ipynb #95ac4d26
@@ -238,9 +239,10 @@ def architecture(vit: VisionTransformer) -> dict:
 
 def save_encoder(path, vit: VisionTransformer) -> Path:
     "Write `vit` as safetensors with its architecture in the metadata."
-    path = Path(path)
-    save_file({k: v.detach().cpu().contiguous() for k, v in vit.state_dict().items()}, path,
-              {"architecture": json.dumps(architecture(vit))})
+    path, state = (Path(path),
+                   {k: v.detach().cpu().contiguous() for k, v in vit.state_dict().items()})
+    with replacing(path) as tmp:
+        save_file(state, tmp, {"architecture": json.dumps(architecture(vit))})
     return path
 
 # %% ../../nbs/parts/encoder.ipynb #130e1158
@@ -252,9 +254,11 @@ def load_encoder(path) -> VisionTransformer:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such encoder file; train one with `python -m mimssl pretrain`.")
+    check_sum(path)
     try:
         with safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except PermissionError as e: raise BadInput(reason(e, path)) from None
     except Exception as e:
         raise BadInput(f"{path}: not a readable safetensors file ({e}); it may be truncated, write "
                        f"it again.") from None

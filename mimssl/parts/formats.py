@@ -10,7 +10,7 @@ __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME'
            'encoder_digest', 'read_mae_ct', 'write_mae_ct']
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
-import argparse, difflib, hashlib, json, math, os, re, timm, torch
+import argparse, difflib, hashlib, json, math, re, timm, torch
 import torch.nn.functional as F
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
+from ..data.files import replacing
 from ..data.settings import BadInput, settings
 from .encoder import SIZES, architecture, load_encoder, resize_positions
 from .image_text import TOWERS, ImageText, load_image_text
@@ -339,11 +340,9 @@ def keep_tensors(source, target, allow=(argparse.Namespace,)) -> Path:
     if not tensors:
         raise BadInput(f"{source}: holds no tensors outside of its objects, and nothing is "
                        f"unpickled here; {AT_HOME}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    save_file({n: x.detach().clone().contiguous() for n, x in tensors.items()}, partial,
-              meta or None)
-    os.replace(partial, target)
+    with replacing(target) as tmp:
+        save_file({n: x.detach().clone().contiguous() for n, x in tensors.items()}, tmp,
+                  meta or None)
     return target
 
 # %% ../../nbs/parts/formats.ipynb #b8fe41b2
@@ -557,6 +556,6 @@ def write_mae_ct(method: nn.Module, folder) -> list[Path]:
     if hasattr(method, "ema_encoder"):
         files[f"{name}.encoder cp=last ema={method.options.encoder_momentum} "
               f"model.th"] = to_format(method.ema_encoder, "mae_ct")["state_dict"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items(): torch.save(content, folder / file)
+    for file, content in files.items():
+        with replacing(folder / file) as tmp, open(tmp, "wb") as f: torch.save(content, f)
     return [folder / file for file in files]

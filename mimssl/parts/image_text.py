@@ -17,6 +17,8 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import nn
 from torchvision.ops import roi_align
+from ..data.files import replacing
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from .contrastive import LogitScale, contrastive_logits
 from .encoder import architecture, encode_patches, patch_positions, patchify
@@ -69,29 +71,34 @@ class ImageText(nn.Module):
         return self.tokens(images, positions)[:, self.encoder.num_prefix_tokens:].unflatten(
             1, (images.shape[2] // p, -1))
 
-    def encode_regions(self, images: torch.Tensor, boxes: list[torch.Tensor], bins: int = 14,
-                       positions: bool = True) -> torch.Tensor:
-        """Mean feature of each box, by RoIAlign: images (B, 3, H, W) and a list of B tensors (n, 4)
-        of pixels x1, y1, x2, y2 -> (sum n, E).
-        """
-        maps = self.encode_patches(images, positions).movedim(3, 1)  # (B, E, h, w)
-        boxes = [b.to(maps) for b in boxes]
-        return roi_align(maps, boxes, bins, 1 / self.encoder.patch_embed.patch_size[0], 2,
-                         aligned=True).mean((2, 3))
+# %% ../../nbs/parts/image_text.ipynb #b397d514
+@patch_to(ImageText)
+def encode_regions(self, images: torch.Tensor, boxes: list[torch.Tensor], bins: int = 14,
+                   positions: bool = True) -> torch.Tensor:
+    """Mean feature of each box, by RoIAlign: images (B, 3, H, W) and a list of B tensors (n, 4)
+    of pixels x1, y1, x2, y2 -> (sum n, E).
+    """
+    maps = self.encode_patches(images, positions).movedim(3, 1)  # (B, E, h, w)
+    boxes = [b.to(maps) for b in boxes]
+    return roi_align(maps, boxes, bins, 1 / self.encoder.patch_embed.patch_size[0], 2,
+                     aligned=True).mean((2, 3))
 
-    def tokenise(self, texts: list[str]) -> torch.Tensor:
-        "Texts -> tokens (N, context) int64 on the model's device. Raises `BadInput` as `tokenise`."
-        return tokenise(texts, self.text.cfg.context).to(next(self.parameters()).device)
+@patch_to(ImageText)
+def tokenise(self, texts: list[str]) -> torch.Tensor:
+    "Texts -> tokens (N, context) int64 on the model's device. Raises `BadInput` as `tokenise`."
+    return tokenise(texts, self.text.cfg.context).to(next(self.parameters()).device)
 
-    def encode_text(self, texts: list[str] | torch.Tensor) -> torch.Tensor:
-        "Texts, or their tokens (N, context) -> features (N, E), of any length."
-        return self.text(texts if isinstance(texts, torch.Tensor) else self.tokenise(texts))  # l
+@patch_to(ImageText)
+def encode_text(self, texts: list[str] | torch.Tensor) -> torch.Tensor:
+    "Texts, or their tokens (N, context) -> features (N, E), of any length."
+    return self.text(texts if isinstance(texts, torch.Tensor) else self.tokenise(texts))  # l
 
-    def logits(self, images: torch.Tensor, texts: list[str] | torch.Tensor) -> torch.Tensor:
-        "Scaled cosines (B, N) of images and texts."
-        v, l = (F.normalize(x, dim=-1)
-                for x in (self.encode_image(images), self.encode_text(texts)))
-        return contrastive_logits(v, l, self.logit_scale())  # z
+@patch_to(ImageText)
+def logits(self, images: torch.Tensor, texts: list[str] | torch.Tensor) -> torch.Tensor:
+    "Scaled cosines (B, N) of images and texts."
+    v, l = (F.normalize(x, dim=-1)
+            for x in (self.encode_image(images), self.encode_text(texts)))
+    return contrastive_logits(v, l, self.logit_scale())  # z
 
 # %% ../../nbs/parts/image_text.ipynb #6e0b9678
 def describe(model: ImageText) -> dict:
@@ -118,12 +125,14 @@ def build(about: dict) -> ImageText:
     return ImageText(vit, TextTower(TextConfig(**about["text"]), about["dim"]),
                      LogitScale(largest=about["largest"]), about["pool"], projection, stats)
 
+# %% ../../nbs/parts/image_text.ipynb #452f5053
 TOWERS = "image_text.safetensors"        # in the folder of a run
 
 def save_image_text(path, model: ImageText) -> Path:
     "Write both towers as safetensors with their architecture."
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path,
-              {"image_text": json.dumps(describe(model))})
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    about = {"image_text": json.dumps(describe(model))}
+    with replacing(path) as tmp: save_file(state, tmp, about)
     return Path(path)
 
 def load_image_text(path) -> ImageText:
@@ -172,6 +181,7 @@ def _vision_tower(visual, dim: int) -> tuple[VisionTransformer, str, nn.Linear |
     return (_from_clip_vit(visual), "cls" if visual.pool_type == "tok" else "mean",
             _linear(visual.proj))
 
+# %% ../../nbs/parts/image_text.ipynb #2f2bb315
 def _linear(weight: torch.Tensor | None) -> nn.Linear | None:
     "A matrix (in, out) as a linear layer without bias."
     if weight is None: return None

@@ -37,6 +37,7 @@ def token_ids(text: str) -> tuple[int, ...]:
                        f"<end_of_text>; remove it.")
     return ids
 
+# %% ../../nbs/parts/text.ipynb #71f71f81
 def tokenise(
     texts: list[str],
     context: int = 64,               # tokens of a text at most, both marks included

@@ -8,6 +8,7 @@ __all__ = ['COLUMN', 'PAGE', 'LOG_NAMES', 'CATEGORIES', 'style', 'save_figure', 
 
 # %% ../../nbs/report/figures.ipynb #eb5ade31
 import logging
+from ..data.files import replacing
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np
 from pathlib import Path
 from ..data.records import read_records
@@ -49,9 +50,10 @@ def save_figure(
                 ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
                 ".svg": {"Date": None, "Creator": None}}
     paths = [Path(f"{stem}{suffix}") for suffix in dateless if svg or suffix != ".svg"]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        fig.savefig(path, metadata=dateless[path.suffix], bbox_inches="tight", pad_inches=.02)
+        with replacing(path) as tmp:
+            fig.savefig(tmp, format=path.suffix[1:], metadata=dateless[path.suffix],
+                        bbox_inches="tight", pad_inches=.02)
     return paths
 
 # %% ../../nbs/report/figures.ipynb #0822818d

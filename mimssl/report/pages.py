@@ -7,10 +7,11 @@ __all__ = ['MARKED', 'STUDY', 'BENCH', 'TABLES', 'fill', 'Column', 'score_table'
            'refresh', 'main']
 
 # %% ../../nbs/report/pages.ipynb #e1431e22
-import os, re
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from ..data.files import write_text
 from ..data.settings import BadInput, settings
 from .groups import (LOOKS, Summary, better, decimals, label_of, per_seed, select,
                                   summarise, value_of)
@@ -118,9 +119,7 @@ def refresh(path: Path, outputs: Path | None = None) -> bool:
     old = path.read_text(encoding="utf-8")
     new = fill(old, lambda name: drawn(name, outputs))
     if new == old: return False
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tmp.write_text(new, encoding="utf-8")
-    os.replace(tmp, path)
+    write_text(path, new)
     return True
 
 def main() -> None:

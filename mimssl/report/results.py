@@ -10,8 +10,8 @@ __all__ = ['WRITERS', 'read_found', 'trained_runs', 'read_study', 'study_records
 # %% ../../nbs/report/results.ipynb #218fc7b2
 from pathlib import Path
 import numpy as np
-import yaml
 from ..data.records import read_records
+from ..data.files import read_yaml, write_text
 from ..data.settings import settings
 from .groups import (decimals, describe, differing, group, score_name, select,
                                   summarise, value_of)
@@ -28,7 +28,7 @@ def trained_runs(study: dict) -> list[str]:
 
 def read_study(entry: str = "study", root: Path | None = None) -> dict:
     "The entry `study`, or another one, of params.yaml."
-    return yaml.safe_load(((root or settings().root) / "params.yaml").read_text())[entry]
+    return read_yaml((root or settings().root) / "params.yaml")[entry]
 
 def study_records(study: dict, outputs: Path, so_far: bool = False) -> list[dict]:
     """Records of all runs of the study.
@@ -87,9 +87,7 @@ def save_tables(tables: list[Table], stem) -> list[Path]:
     "Write `tables` as stem.txt, .md, .html and .tex; folders are made."
     files = {Path(f"{stem}{suffix}"): form
              for suffix, form in zip((".txt", ".md", ".html", ".tex"), WRITERS)}
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    for path, form in files.items():
-        path.write_text(write_tables(tables, form) + "\n", encoding="utf-8")
+    for path, form in files.items(): write_text(path, write_tables(tables, form) + "\n")
     return list(files)
 
 # %% ../../nbs/report/results.ipynb #a12c634f

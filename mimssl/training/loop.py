@@ -25,7 +25,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from ..data.files import checksum, read_json, replacing, sweep, write_json
+from ..data.files import checksum, read_json, sweep, write_json
 from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, Stopped, pick_device, settings
@@ -652,12 +652,11 @@ def is_done(out_dir: Path, key: str) -> bool:
 def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
-    with replacing(out_dir / "encoder.safetensors") as tmp:
-        save_encoder(tmp, run.method.evaluated())
+    save_encoder(out_dir / "encoder.safetensors", run.method.evaluated())
     towers, files = run.method.image_text(), RESULTS
     if towers:
         files = (*RESULTS, TOWERS)
-        with replacing(out_dir / TOWERS) as tmp: save_image_text(tmp, towers)
+        save_image_text(out_dir / TOWERS, towers)
     save_weights(out_dir / "method.safetensors", run.method,
                  run.about() | run.method.facts() | {"fingerprint": key, "seed": run.seed})
     write_records(out_dir / "log.jsonl", run.log)

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'VIEWS', 'FORMAT', 'Group', 'Optimiser', 'lr_at', 'weig
            'resolve', 'result_of', 'read_init', 'read_recipe']
 
 # %% ../../nbs/training/recipes.ipynb #34e74cb8
-import hashlib, json
+import hashlib, json, re
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -154,6 +154,8 @@ class Recipe:
 def check(self):
     def need(ok, what):
         if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
+    need(re.fullmatch(r"\w[\w.+-]*", self.name),
+         "the name becomes the name of a folder; use letters, digits and . _ + -")
     find_method(self.method)
     for name in ("epochs", "batch_size", "accumulate", "save_every"):
         need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")

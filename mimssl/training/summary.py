@@ -6,8 +6,9 @@
 __all__ = ['extracts', 'trained_method', 'reconstructions', 'show_reconstructions']
 
 # %% ../../nbs/training/summary.ipynb #2c031e68
-import csv, importlib, json
+import csv, importlib, io
 from pathlib import Path
+from ..data.files import write_json, write_text
 from ..data.sources import open_dataset
 from ..data.views import denormalise
 from ..methods.method import Method, make_method
@@ -25,13 +26,13 @@ def extracts(log: list[dict], folder) -> dict:
             for record in log if record["kind"] == "epoch"]
     names = list(dict.fromkeys(k for row in rows for k in row))
     short = lambda x: float(f"{x:.6g}") if isinstance(x, float) else x
-    with (Path(folder) / "curves.csv").open("w", newline="") as f:
-        table = csv.DictWriter(f, names, lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: short(v) for k, v in row.items()} for row in rows if "loss" in row)
+    table = csv.DictWriter(text := io.StringIO(), names, lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: short(v) for k, v in row.items()} for row in rows if "loss" in row)
+    write_text(Path(folder) / "curves.csv", text.getvalue())
     last = {k: short(rows[-1][k])
             for k in ("loss", "patch_similarity", "feature_std") if k in rows[-1]}
-    (Path(folder) / "metrics.json").write_text(json.dumps(last, indent=1) + "\n")
+    write_json(Path(folder) / "metrics.json", last)
     return last
 
 # %% ../../nbs/training/summary.ipynb #51d04ad9
