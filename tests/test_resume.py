@@ -45,6 +45,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
             assert len(rolling()) == left
         status, text = run(TRAIN.format(out="killed"))
         assert status == 0, text
-    for name in ("encoder.safetensors", "method.safetensors", "log.jsonl", "recipe.json"):
+    for name in ("encoder.safetensors", "method.safetensors", "log.jsonl", "MODEL_CARD.md",
+                 "recipe.json"):
         whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
         assert whole == killed, name

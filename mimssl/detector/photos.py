@@ -6,7 +6,7 @@
 __all__ = ['load_detector', 'detect_photo', 'photo_json', 'detect_file', 'with_novel', 'show_detections']
 
 # %% ../../nbs/detector/photos.ipynb #66608e73
-import json, torch
+import json
 from pathlib import Path
 from ..data.settings import BadInput, pick_device
 from ..data.sources import read_image

@@ -25,7 +25,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from ..data.files import checksum, read_json, sweep, write_json
+from ..data.files import checksum, read_json, sweep, write_json, write_text
 from ..data.records import append_records, write_records
 from ..data.progress import watched
 from ..data.settings import BadInput, Stopped, pick_device, settings
@@ -40,6 +40,7 @@ from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
 from ..parts.formats import image_tower, load
 from ..parts.image_text import TOWERS, save_image_text
+from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
                                          save_state, save_weights, state_bytes)
 from .recipes import (Optimiser, Recipe, Weights, lr_at, resolve, result_of,
@@ -549,7 +550,7 @@ def asked_to_stop(run: Run, number: int, saved: bool) -> str:
 def train(
     recipe: Recipe,
     seed: int,      # weights, order, crops and draws follow from it
-    out_dir,        # gets encoder.safetensors, method.safetensors, log.jsonl, recipe.json
+    out_dir,        # gets encoder and method.safetensors, log.jsonl, MODEL_CARD.md, recipe.json
     progress: bool = True,           # show a bar or lines
     init_dir=None,  # output folder of the recipe's `init`; default: beside out_dir, <name>-s<seed>
     save_seconds: float = 120.,      # longest time between rolling checkpoints
@@ -648,7 +649,7 @@ def is_done(out_dir: Path, key: str) -> bool:
               f"missing; the run starts again.", flush=True)
     return not wrong
 
-# %% ../../nbs/training/loop.ipynb #4b09773e
+# %% ../../nbs/training/loop.ipynb #72225a4c
 def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
@@ -663,6 +664,9 @@ def finish(run: Run, out_dir: Path, key: str, data: str):
     content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
                "steps": run.total, "recipe": result_of(run.recipe),
                "files": {f: checksum(out_dir / f) for f in files}}
+    parameters = sum(p.numel() for p in run.method.evaluated().parameters())
+    card = model_card(content, type(run.method).__doc__ or "", parameters, run.log)
+    write_text(out_dir / "MODEL_CARD.md", card)
     write_json(out_dir / "recipe.json", content, sort_keys=True)
 
 def write_times(run: Run, key: str, first: int, seconds: float):

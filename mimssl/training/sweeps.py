@@ -72,7 +72,7 @@ def sweep_runs(params: dict, name: str) -> dict[str, tuple[Recipe, int]]:
     def recipe(variant):
         changes = dotted(sweep.shared) | dotted({k: v for k, v in variant.items() if k != "label"})
         return replace(read_recipe(params, sweep.recipe, changes),
-                       name=f"{sweep.recipe}, {variant['label']}")
+                       name=f"{sweep.recipe}-{variant['label']}")
     recipes = {variant["label"]: recipe(variant) for variant in sweep.variants}
     return {f"{label}-s{seed}": (recipe, int(seed)) for label, recipe in recipes.items()
             for seed in sweep.seeds}
