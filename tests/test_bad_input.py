@@ -2,6 +2,10 @@
 import shutil, subprocess, sys
 import pytest, torch, yaml
 from mimssl.cli import main
+from mimssl.data.settings import BadInput
+from mimssl.methods.method import find_method
+from mimssl.parts.encoder import EncoderConfig
+from mimssl.report.results import trained_runs
 from support.tiny import ENCODER, environment, make_study
 
 
@@ -118,3 +122,25 @@ def test_the_process_exits_with_1(home):
                           env=environment(), capture_output=True, text=True)
     assert ((done.returncode, done.stdout) == (1, "")
             and done.stderr.startswith("error: there is no recipe 'mea'"))
+
+
+@pytest.mark.parametrize("method, old, new", [
+    ("moca", "num_words", "num_codewords"), ("moca", "num_new_words", "num_new_codewords"),
+    ("moca", "new_word", "new_codeword"), ("ibot", "mask_ratio_spread", "mask_ratio_range")])
+def test_a_retired_option_names_its_successor(method, old, new):
+    with pytest.raises(BadInput, match=f"no option '{old}' any more; it is called '{new}' now"):
+        find_method(method)(EncoderConfig(**ENCODER), **{old: 1})
+
+
+def test_other_retired_names(home, capsys):
+    assert "use masked or all" in sentence_of(
+        lambda: find_method("latent_mim")(EncoderConfig(**ENCODER), target_sees="hidden"))
+    assert "study.judged of params.yaml is called study.evaluated now" in sentence_of(
+        lambda: trained_runs({"judged": ["mae"], "seeds": [0]}))
+    assert "--lines is called --records now" in refused(capsys, "compare", "a", "b", "--lines", "x")
+
+
+def sentence_of(call) -> str:
+    "What `call` is refused with."
+    with pytest.raises(BadInput) as refusal: call()
+    return str(refusal.value)

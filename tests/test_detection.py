@@ -159,7 +159,7 @@ def test_the_command_refuses(tmp_path, capsys):
                      str(tmp_path / results), *more])
         return code, *capsys.readouterr()
     for argv, sentence in ((("gt.json", "alien.json"), "result 0 is of image 99"),
-                           (("gt.json", "broken.json"), "not valid JSON"),
+                           (("gt.json", "broken.json"), "cannot be read"),
                            (("no.json", "dt.json"), "no such file"),
                            (("dt.json", "gt.json"), "not in COCO's format"),
                            (("gt.json", "dt.json", "--iou", "segm"), "has no 'height'")):

@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 from .files import locked, reason, sweep, sync, temporary
 from .progress import track
 from .settings import BadInput, settings
-from .sources import Source, fingerprint, read_image
+from .images import draft_to, image_size, opened, seen_size, to_rgb
+from .sources import Source, fingerprint
 from .views import key_seed
 
 # %% ../../nbs/data/image_cache.ipynb #2d74c67b
@@ -66,17 +67,13 @@ def decode(dataset, i: int, form: Form = Form()) -> Image.Image:
     if not isinstance(dataset, Source):
         image = dataset[i]["image"]
         return shrink(image, stored_size(image.size, form), form)
-    path = dataset.files[i]
-    try:
-        with Image.open(path) as image:
-            if hasattr(dataset, "agree"): dataset.agree(i, image.size)
-            size = stored_size(image.size, form)
-            if form.draft: image.draft("RGB", size)
-            return shrink(image.convert("RGB"), size, form)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadInput): raise
-        read_image(path)                                   # raises the sentence
-        raise
+    file = dataset.files[i]
+    with opened(file) as image:
+        seen = seen_size(image)
+        dataset.agree(i, seen)
+        size = stored_size(seen, form)
+        if form.draft: draft_to(image, size)
+        return shrink(to_rgb(image, str(file)), size, form)
 
 
 def origin(dataset, i: int) -> tuple:
@@ -151,7 +148,7 @@ def estimate(dataset, form: Form, sample: int = 64) -> float:
     sizes = []
     for i in np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int).tolist():
         source, i = origin(dataset, i)
-        with Image.open(source.files[i]) as image: w, h = image.size
+        w, h = image_size(source.files[i])
         factor = min(1., form.side / min(w, h)) if form.side else 1.
         sizes.append(3 * w * h * factor ** 2)
     return len(dataset) * float(np.mean(sizes))

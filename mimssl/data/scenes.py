@@ -7,9 +7,9 @@ __all__ = ['SHAPES', 'TEXTURES', 'PAIRS', 'CATEGORIES', 'NOVEL', 'BASE', 'SUBSET
            'SKEW', 'STREET_CLASSES', 'IGNORE', 'NUMBERS', 'COUNTS', 'VERSION', 'WRITERS', 'shape_facts', 'Thing',
            'layer', 'draw_colour', 'draw_thing', 'noise', 'draw_ground', 'draw_light', 'Picture', 'render', 'Scene',
            'scene_rng', 'single', 'crowd', 'video', 'street', 'describe', 'relations', 'mask_box', 'captions',
-           'encode_rle', 'decode_rle', 'category_entries', 'image_entry', 'instance_entries', 'frequency',
-           'lvis_category', 'lvis_form', 'davis_palette', 'jpeg_bytes', 'png_bytes', 'subset_counts', 'write_objects',
-           'write_davis', 'write_city', 'write_coco', 'is_complete', 'generate', 'main']
+           'encode_rle', 'category_entries', 'image_entry', 'instance_entries', 'frequency', 'lvis_category',
+           'lvis_form', 'davis_palette', 'jpeg_bytes', 'png_bytes', 'subset_counts', 'write_objects', 'write_davis',
+           'write_city', 'write_coco', 'is_complete', 'generate', 'main']
 
 # %% ../../nbs/data/scenes.ipynb #9c25bb81
 import argparse, io, itertools, json, shutil, sys, time
@@ -449,11 +449,6 @@ def encode_rle(mask: np.ndarray) -> dict:
     change = np.flatnonzero(flat[1:] != flat[:-1])
     return {"size": list(mask.shape),
             "counts": np.diff(np.concatenate([[0], change, [mask.size]])).tolist()}
-
-def decode_rle(rle: dict) -> np.ndarray:
-    "The mask (H, W) bool of uncompressed run lengths."
-    counts = rle["counts"]
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(rle["size"], order="F")
 
 # %% ../../nbs/data/scenes.ipynb #5ce93510
 def category_entries() -> list[dict]:

@@ -7,7 +7,7 @@ __all__ = ['BadInput', 'Stopped', 'Settings', 'find_root', 'settings', 'pick_dev
 
 # %% ../../nbs/data/settings.ipynb #a862604e
 import configparser, math, os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% ../../nbs/data/settings.ipynb #85ed74c1
@@ -32,6 +32,8 @@ class Settings:
     given_workers: int | None   # processes that load images; None: `auto_workers`
     image_cache: float | None   # gigabytes for decoded images; None: what fits
     roots: dict[str, Path]   # single data sets that lie elsewhere
+    # what sections [dataset <name>] say of somebody's own (`mimssl.data.own`)
+    datasets: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def local(self) -> Path:
@@ -66,12 +68,13 @@ def settings(start: Path | None = None) -> Settings:
                    "machine": {"device": "auto", "workers": "auto", "image_cache": "auto"},
                    "roots": {}})
     known = {section: set(ini[section]) for section in ("paths", "machine")}
-    try: ini.read(root / "settings.ini")
-    except configparser.Error as e:
+    try: ini.read(root / "settings.ini", encoding="utf-8-sig")
+    except (configparser.Error, UnicodeDecodeError, OSError) as e:
         raise BadInput(f"settings.ini: {str(e).splitlines()[0]}; correct that line.") from None
-    for section in set(ini.sections()) - {"paths", "machine", "roots"}:
+    own = {s: dict(ini[s]) for s in ini.sections() if s.startswith("dataset ")}
+    for section in set(ini.sections()) - {"paths", "machine", "roots", *own}:
         raise BadInput(f"settings.ini: there is no section [{section}]; it knows [paths], "
-                       f"[machine] and [roots].")
+                       f"[machine], [roots] and [dataset <name>].")
     for section, names in known.items():
         for name in set(ini[section]) - names:
             raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows "
@@ -83,7 +86,9 @@ def settings(start: Path | None = None) -> Settings:
                     path(get("paths", "outputs")), get("machine", "device"),
                     _number("workers", get("machine", "workers"), int),
                     _number("image_cache", get("machine", "image_cache"), float),
-                    {k: path(v) for k, v in ini["roots"].items()})
+                    {k: path(v) for k, v in ini["roots"].items()},
+                    {s.partition(" ")[2].strip(): section for s, section in own.items()})
+
 
 # %% ../../nbs/data/settings.ipynb #6af38575
 def _number(name: str, text: str, kind):

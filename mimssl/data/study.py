@@ -10,7 +10,7 @@ import argparse, sys
 from pathlib import Path
 from .files import read_json, read_yaml
 from .settings import BadInput, settings
-from .sources import check, fingerprint, open_dataset
+from .sources import check, entry, fingerprint, open_dataset
 
 # %% ../../nbs/data/study.ipynb #3b52af70
 def profiles(root: Path | None = None) -> list[str]:
@@ -20,7 +20,7 @@ def profiles(root: Path | None = None) -> list[str]:
 def compose(profile: str, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Path:
     """Write params.yaml (or `path`) from conf/ with this profile and Hydra `overrides`.
 
-    Raises `BadInput` for an unknown profile.
+    Raises `BadInput` for an unknown profile, and for what Hydra cannot lay over it.
     """
     from dvc.utils.hydra import compose_and_dump
     root = settings().root
@@ -28,8 +28,14 @@ def compose(profile: str, path: Path | None = None, overrides: tuple[str, ...] =
         raise BadInput(f"there is no profile '{profile}'; conf/profile has "
                        f"{', '.join(profiles(root))}.")
     path = path or root / "params.yaml"
-    compose_and_dump(path, str(root / "conf"), None, "config", str(root),
-                     [f"profile={profile}", *overrides])
+    try:
+        compose_and_dump(path, str(root / "conf"), None, "config", str(root),
+                         [f"profile={profile}", *overrides])
+    except Exception as error:     # of Hydra, of OmegaConf, of its parser
+        told = " ".join(str(error.__cause__ or error).split("\n")[0].split())[:200].rstrip(".")
+        raise BadInput(f"{' '.join(overrides) or profile}: cannot be laid over the profile "
+                       f"({told}); write known names as recipes.mae.epochs=20, and lists as "
+                       f"study.seeds=[0,1].") from None
     return path
 
 # %% ../../nbs/data/study.ipynb #152b0c95
@@ -38,11 +44,13 @@ def describe(name: str) -> dict:
 
     Raises `BadInput` when it is missing or an image cannot be used.
     """
-    splits = {split: open_dataset(name, split) for split in ("train", "val")}
+    known = entry(name).splits
+    named = [s for s in ("train", "val") if s in known] or known
+    splits = {split: open_dataset(name, split) for split in named}
     for dataset in splits.values(): check(dataset)
     return {"dataset": name, "fingerprint": fingerprint(name),
             "items": {split: len(d) for split, d in splits.items()},
-            "classes": len(getattr(splits["train"], "classes", [])) or None}
+            "classes": len(getattr(splits[named[0]], "classes", [])) or None}
 
 
 # %% ../../nbs/data/study.ipynb #cbe9b7a3
@@ -51,7 +59,8 @@ def stale(params: dict, outputs: Path) -> list[str]:
     found = []
     for name in params["study"]["datasets"]:
         record = outputs / "prepare" / name / "fingerprint.json"
-        if record.is_file() and read_json(record).get("fingerprint") != fingerprint(name):
+        if not record.is_file(): continue
+        if read_json(record).get("fingerprint") != fingerprint(name):
             found.append(f"prepare@{name}")
     return found
 

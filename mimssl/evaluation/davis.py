@@ -6,7 +6,7 @@
 __all__ = ['HABITS', 'DINO_SCRIPT', 'MEASURES', 'EVALUATIONS', 'Propagation', 'frame_size', 'opencv_resize', 'frame_tensor',
            'patch_side', 'frame_features', 'propagate_labels', 'label_maps', 'follow', 'stretch', 'read_out',
            'propagate', 'object_scores', 'mean_scores', 'davis_scores', 'read_palette', 'write_masks', 'read_results',
-           'score_folder', 'overlay', 'show_propagation', 'animate', 'videos', 'eval_davis']
+           'score_folder', 'overlay', 'videos', 'eval_davis']
 
 # %% ../../nbs/evaluation/davis.ipynb #361b30fa
 from collections import deque
@@ -18,7 +18,8 @@ from PIL import Image
 from ..data.scenes import davis_palette
 from ..data.progress import track
 from ..data.settings import BadInput, make_folder
-from ..data.sources import Davis, Files, check, read_labels
+from ..data.images import image_size, opened, read_labels
+from ..data.sources import Davis, Files, check
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .evaluation import Evaluation
 from .boundary import boundary_f, contour, jaccard, over_frames
@@ -295,10 +296,7 @@ def davis_scores(truth: dict, predicted: dict,
 # %% ../../nbs/evaluation/davis.ipynb #b826faf5
 def read_palette(path) -> list[int]:
     "The palette (768 numbers) of a palette PNG. Raises `BadInput` for a file without one."
-    try:
-        with Image.open(path) as image: palette = image.getpalette() if image.mode == "P" else None
-    except OSError:
-        raise BadInput(f"{path}: cannot be read as an image; fetch the file again.") from None
+    with opened(path) as image: palette = image.getpalette() if image.mode == "P" else None
     if not palette:
         raise BadInput(f"{path}: has no palette to colour masks with; save the annotation as "
                        f"palette PNG.")
@@ -357,38 +355,6 @@ def overlay(image: Image.Image, mask, palette: list[int] | None = None,
     for i in np.unique(ids[ids > 0]): mixed[contour(ids == i)] = 255
     return Image.fromarray(mixed.round().astype(np.uint8))
 
-def show_propagation(frames, masks: dict, at=(0, 5, 10, 15), palette: list[int] | None = None):
-    """A matplotlib figure: a row for each entry of `masks` (name -> masks of all frames), a column
-    for each frame of `at`.
-    """
-    import matplotlib.pyplot as plt
-    width, height = frames[0].size
-    fig, axes = plt.subplots(len(masks), len(at),
-                             figsize=(1.5 * len(at), 1.5 * len(masks) * height / width + .15),
-                             squeeze=False)
-    for row, (name, found) in zip(axes, masks.items()):
-        for ax, t in zip(row, at):
-            ax.imshow(overlay(frames[t], found[t], palette))
-            ax.grid(False)
-            ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values(): side.set_visible(False)
-            if row is axes[0]: ax.set_title(f"frame {t}")
-        row[0].set_ylabel(name)
-    return fig
-
-# %% ../../nbs/evaluation/davis.ipynb #c9aeeae2
-def animate(path, frames, masks, palette: list[int] | None = None, fps: int = 10,
-            colours: int = 128) -> Path:
-    "Write a video with tinted objects as an endless GIF; equal videos give equal bytes."
-    pictures = [overlay(frame, mask, palette) for frame, mask in zip(frames, masks)]
-    # covers small coloured objects too
-    shared = pictures[len(pictures) // 2].quantize(colours, Image.Quantize.MAXCOVERAGE)
-    first, *rest = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps),
-               loop=0)
-    return Path(path)
-
 # %% ../../nbs/evaluation/davis.ipynb #58baab1b
 def videos(data) -> Davis:
     """`data` if it is a set of videos that can be scored: frames and masks of one size, three
@@ -405,8 +371,7 @@ def videos(data) -> Davis:
             raise BadInput(f"{files[0].parent}: {len(files)} frames; the first and the last are "
                            f"not scored, so three or more are needed.")
         sizes = {}
-        for f in files:
-            with Image.open(f) as image: sizes.setdefault(image.size, f)
+        for f in files: sizes.setdefault(image_size(f), f)
         if len(sizes) > 1:
             raise BadInput(f"{list(sizes.values())[1]}: not the size of {files[0].name}; the "
                            f"frames of a video must have one size.")
@@ -436,12 +401,11 @@ def eval_davis(
                     **(HABITS if official else dict(positions=positions)))
     data, rows = videos(bench.data("test")), []
     if bench.vit is not None: dense_blocks(bench.vit, layer, kind, o.positions)
-    for files in data.frames:
-        with Image.open(files[0]) as image: frame_size(*image.size, o, patch_side(bench.vit))
+    for files in data.frames: frame_size(*image_size(files[0]), o, patch_side(bench.vit))
     palettes = [read_palette(files[0]) for files in data.masks] if save else []
     if save: make_folder(save, "save")
-    # raises
-    if not any((read_labels(files[0]) % 255).any() for files in data.masks): mean_scores([])
+    # raises, where a first mask holds 0 and 255 alone, or none holds an object
+    if not any([(data.known(i)["mask"] % 255).any() for i in range(len(data))]): mean_scores([])
     bench.begin()
     for i in track(range(len(data)), "videos", "videos", bench.options["progress"]):
         video = data[i]

@@ -7,13 +7,16 @@ __all__ = ['FIELDS', 'read_truth', 'read_results', 'Scores', 'coco_scores', 'ope
            'detection_records']
 
 # %% ../../nbs/evaluation/detection.ipynb #9b0703c4
-import importlib, io, json, math, numbers, warnings
+import importlib, io, math, numbers, warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from ..data.annotations import (check_code, check_ids, check_segmentation, coco_records,
+                                     is_box, is_number, is_crowd)
+from ..data.files import read_json, short
 from ..data.records import metric_record
 from ..data.settings import BadInput
 from ..data.vocabulary import COCO_BASE, COCO_NOVEL
@@ -26,81 +29,9 @@ def _read(source, what: str):
     it in a message.
     """
     if not isinstance(source, (str, Path)): return source, f"the {what}"
-    path = Path(source)
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; name the JSON file of the {what}.")
-    try: return json.loads(path.read_text(encoding="utf-8")), str(path)
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); write the file again.") from None
-
-def _is_number(x) -> bool: return isinstance(x, numbers.Real) and math.isfinite(x)
-
-def _is_box(x) -> bool:
-    return isinstance(x, (list, tuple, np.ndarray)) and len(x) == 4 and all(map(_is_number, x))
+    return read_json(source, None, f"name the JSON file of the {what}"), str(source)
 
 def _among(x, known) -> bool: return isinstance(x, numbers.Real) and x in known
-
-# %% ../../nbs/evaluation/detection.ipynb #bf6dd3af
-def _records(data, name: str, part: str, keys: list[str]) -> dict:
-    """The records of the list `part` by their id.
-
-    Raises `BadInput` when the list, one of `keys` or a number as id is missing, or an id occurs
-    twice.
-    """
-    records = data.get(part) if isinstance(data, Mapping) else None
-    if not isinstance(records, list) or not (records or part == "annotations"):
-        raise BadInput(f"{name}: not in COCO's format, the list '{part}' is missing or empty; give "
-                       f"images, annotations and categories.")
-    found = {}
-    for i, record in enumerate(records):
-        for key in ("id", *keys):
-            if not isinstance(record, Mapping) or key not in record:
-                raise BadInput(f"{name}: entry {i} of '{part}' has no '{key}'; add it.")
-        if not _is_number(record["id"]):
-            raise BadInput(f"{name}: entry {i} of '{part}' has the id {record['id']!r}; ids are "
-                           f"whole numbers.")
-        if record["id"] in found:
-            raise BadInput(f"{name}: id {record['id']} occurs twice in '{part}'; number the "
-                           f"entries anew.")
-        found[record["id"]] = record
-    return found
-
-# %% ../../nbs/evaluation/detection.ipynb #5d423962
-def _lengths(counts) -> np.ndarray:
-    "The run lengths of a code, compressed (str, bytes) or not (list); [-1] for what is no code."
-    if isinstance(counts, list):
-        return (np.array(counts) if counts
-                and all(isinstance(c, int) for c in counts) else np.array([-1]))
-    c = np.frombuffer(counts.encode() if isinstance(counts, str) else counts,
-                      np.uint8).astype(np.int64) - 48
-    if not len(c) or c.min() < 0 or c.max() > 63 or c[-1] & 32: return np.array([-1])
-    last = np.flatnonzero(c & 32 == 0)                     # last character of each number
-    first = np.r_[0, last[:-1] + 1]
-    places = last - first + 1
-    x = np.add.reduceat((c & 31) << 5 * (np.arange(len(c)) - np.repeat(first, places)), first)
-    x -= np.where(c[last] & 16, 1 << 5 * places, 0)        # negative numbers
-    x[1::2], x[2::2] = x[1::2].cumsum(), x[2::2].cumsum()
-    return x
-
-def _check_code(s, image: dict, where: str, counts=(str, bytes)) -> int:
-    """The pixels that a run-length code covers.
-
-    Raises `BadInput` for a segmentation that is no code of this image.
-    """
-    if not isinstance(s, Mapping) or not isinstance(s.get("counts"), counts):
-        kinds = ("polygons or a run-length code" if list in counts
-                 else "a compressed run-length code")
-        raise BadInput(f"{where}: its segmentation is not {kinds}; encode masks with "
-                       f"pycocotools.mask.encode.")
-    size = [image["height"], image["width"]]
-    if list(s.get("size") or []) != size:
-        raise BadInput(f"{where}: its segmentation is of size {s.get('size')}, but its image of "
-                       f"{size} (height, width); resize the mask to the image.")
-    runs = _lengths(s["counts"])
-    if runs.min() < 0 or runs.sum() != math.prod(size):
-        raise BadInput(f"{where}: its run-length code is damaged, it does not cover {size[0]} x "
-                       f"{size[1]} pixels; encode the mask again.")
-    return int(runs[1::2].sum())
 
 # %% ../../nbs/evaluation/detection.ipynb #d346af27
 def read_truth(
@@ -108,7 +39,7 @@ def read_truth(
     kind: str = "bbox",  # 'bbox' or 'segm': what will be compared
     # also demand what LVIS adds: frequencies, verified negatives, classes that are not exhaustive
     lvis: bool = False,
-) -> dict:               # images, annotations and categories; annotations and categories are copies
+) -> dict:               # images, annotations (copies, numbered from 1), categories (copies)
     """Ground truth with everything a scorer needs.
 
     Raises `BadInput` for what is missing, unknown or of a wrong form.
@@ -116,39 +47,40 @@ def read_truth(
     if kind not in FIELDS:
         raise BadInput(f"kind is '{kind}'; compare boxes (bbox) or masks (segm).")
     data, name = _read(truth, "ground truth")
-    images = _records(data, name, "images", ["height", "width"] * (kind == "segm")
-                      + ["neg_category_ids", "not_exhaustive_category_ids"] * lvis)
-    categories = _records(data, name, "categories", ["frequency"] * lvis)
-    annotations = _records(data, name, "annotations",
-                           ["image_id", "category_id", "area", FIELDS[kind]])
-    for a in annotations.values():
-        where, s = f"{name}: annotation {a['id']}", a.get("segmentation")
-        if not _among(a["image_id"], images):
-            raise BadInput(f"{where} belongs to image {a['image_id']!r}, which is not among its "
-                           f"images; add the image or remove the annotation.")
-        if not _among(a["category_id"], categories):
-            raise BadInput(f"{where} is of category {a['category_id']!r}, which is not among its "
-                           f"categories; add the category or remove the annotation.")
-        if not _is_number(a["area"]):
-            raise BadInput(f"{where} has the area {a['area']!r}; give pixels.")
-        if kind == "bbox" and not _is_box(a["bbox"]):
-            raise BadInput(f"{where} has the box {a['bbox']!r}; give x, y, width, height.")
-        if kind == "segm" and not _is_polygons(s):
-            _check_code(s, images[a["image_id"]], where, (str, bytes, list))
+    images = coco_records(data, name, "images", ["height", "width"] * (kind == "segm")
+                          + ["neg_category_ids", "not_exhaustive_category_ids"] * lvis)
+    categories = coco_records(data, name, "categories", ["frequency"] * lvis)
+    annotations = coco_records(data, name, "annotations",
+                               ["image_id", "category_id", "area", FIELDS[kind]])
+    for i in images.values():
+        for key in ("neg_category_ids", "not_exhaustive_category_ids") * lvis:
+            check_ids(i, key, f"{name}: image {i['id']}")
+    for a in annotations.values(): _check_object(a, name, images, categories, kind)
     for c in categories.values():
         if lvis and c["frequency"] not in ("r", "c", "f"):
-            raise BadInput(f"{name}: category {c['id']} has the frequency {c['frequency']!r}; LVIS "
-                           f"knows r, c and f.")
-    if 0 in annotations:
-        warnings.warn(f"{name}: an annotation has the id 0, which the scorers take for 'no "
-                      f"object'; number annotations from 1.", stacklevel=2)
-    return {"images": list(images.values()), "annotations": [dict(a) for a in annotations.values()],
-            "categories": [{"name": str(c["id"]), **c} for c in categories.values()]}
+            raise BadInput(f"{name}: category {c['id']} has the frequency {short(c['frequency'])}; "
+                           f"LVIS knows r, c and f.")
+    return {"images": list(images.values()),
+            "annotations": [a | {"id": n, "iscrowd": is_crowd(a, f"{name}: annotation {a['id']}")}
+                            for n, a in enumerate(annotations.values(), 1)],
+            "categories": [c | {"name": str(c["id"] if c.get("name") is None else c["name"])}
+                           for c in categories.values()]}
 
 # %% ../../nbs/evaluation/detection.ipynb #03fba509
-def _is_polygons(s) -> bool:
-    return (isinstance(s, list) and len(s) > 0
-            and all(isinstance(p, list) and len(p) > 3 and all(map(_is_number, p)) for p in s))
+def _check_object(a: dict, name: str, images: dict, categories: dict, kind: str):
+    "Raises `BadInput` for an annotation of the file `name` that cannot be compared."
+    where = f"{name}: annotation {a['id']}"
+    if not _among(a["image_id"], images):
+        raise BadInput(f"{where} belongs to image {short(a['image_id'])}, which is not among its "
+                       f"images; add the image or remove the annotation.")
+    if not _among(a["category_id"], categories):
+        raise BadInput(f"{where} is of category {short(a['category_id'])}, which is not among its "
+                       f"categories; add the category or remove the annotation.")
+    if not is_number(a["area"]):
+        raise BadInput(f"{where} has the area {short(a['area'])}; give pixels.")
+    if kind == "bbox" and not is_box(a["bbox"]):
+        raise BadInput(f"{where} has the box {short(a['bbox'])}; give x, y, width, height.")
+    if kind == "segm": check_segmentation(a["segmentation"], images[a["image_id"]], where)
 
 # %% ../../nbs/evaluation/detection.ipynb #bc2878a7
 def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
@@ -178,11 +110,11 @@ def read_results(results, truth: dict, kind: str = "bbox") -> list[dict]:
         if not _among(r["category_id"], categories):
             raise BadInput(f"{where} is of category {r['category_id']!r}, which the ground truth "
                            f"does not have; use the category ids of its file.")
-        if not _is_number(r["score"]):
+        if not is_number(r["score"]):
             raise BadInput(f"{where} has the score {r['score']!r}; scores are finite numbers.")
-        if "bbox" in shapes and not _is_box(r["bbox"]):
+        if "bbox" in shapes and not is_box(r["bbox"]):
             raise BadInput(f"{where} has the box {r['bbox']!r}; give x, y, width, height.")
-        covered = (_check_code(r["segmentation"], images[r["image_id"]], where)
+        covered = (check_code(r["segmentation"], images[r["image_id"]], where)
                    if "segmentation" in shapes else 0)
         kept = {"image_id": int(r["image_id"]), "category_id": int(r["category_id"]),
                 "score": float(r["score"])} | {key: r[key] for key in shapes}

@@ -15,19 +15,19 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.models import VisionTransformer
+from ..parts.backbone import Backbone
 from ..data.progress import track
 from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
-from ..data.sources import read_image
+from ..data.images import read_image, to_rgb
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .dense import patch_grid, square
 from .features import pixel_stats
 from .prompt_segmentation import deepest_pixel, real_objects, view_side
 from .suite import load_model
 from ..parts.image_text import ImageText
-
 
 # %% ../../nbs/evaluation/explorer.ipynb #0039f967
 def unpack_tokens(packed: dict, centre: bool = False) -> torch.Tensor:
@@ -93,8 +93,8 @@ def read_items(images) -> list[dict]:
     for i, x in enumerate(given):
         if isinstance(x, dict): found.append({"name": f"image {i + 1}"} | x)
         elif isinstance(x, Image.Image):
-            found.append({"image": x.convert("RGB"), "name": f"image {i + 1}"})
-        else: found.append({"image": ImageOps.exif_transpose(read_image(x)), "name": Path(x).name})
+            found.append({"image": to_rgb(x), "name": f"image {i + 1}"})
+        else: found.append({"image": read_image(x), "name": Path(x).name})
     if not found:
         raise BadInput("there are no images to explore; give paths, PIL images, or items of a data "
                        "set.")
@@ -178,7 +178,7 @@ def read_encoders(encoders, size: int | None, device, **features) -> dict:
     def tokens_of(encoder):
         vit = load_model(str(encoder)) if isinstance(encoder, (str, Path)) else encoder
         if isinstance(vit, ImageText): return JointSpace(vit, size, device, features)
-        if not isinstance(vit, VisionTransformer):
+        if not isinstance(vit, (VisionTransformer, Backbone)):
             return lambda image: vit(square(image, size or 224)[None])[0]
         side, vit = view_side(vit, size), vit.eval().to(device)
         return lambda image: patch_grid(vit, square(image, side)[None].to(device), **features)[0]

@@ -27,6 +27,7 @@ from .evaluation import Evaluation
 from .features import FeatureSpec, pixel_stats, resolve
 from .lowshot import draw_subset, list_files, mean_and_std, read_subset
 from .linear import fitting_batch
+from ..parts.backbone import need_plain
 from ..parts.draws import Draws
 from ..parts.encoder import resize_positions
 from ..parts.schedules import warmup_cosine
@@ -95,6 +96,7 @@ def classifier(vit, num_classes: int, recipe: FinetuneRecipe, size: int | None =
 
     Raises `BadInput` for a missing class token or a wrong size.
     """
+    need_plain(vit, "fine-tuning")
     if recipe.pooling == "cls" and not vit.has_class_token:
         raise BadInput("pooling cls needs a class token, and this encoder has none; use "
                        "pooling=mean.")

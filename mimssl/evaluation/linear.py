@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMS', 'EVALUATIONS', 'ProbeForm', 'lr_factor', 'scale_gradient', 'Heads', 'HeadTrainer', 'CachedFeatures',
            'AugmentedFeatures', 'held_out', 'fitting_batch', 'ProbeResult', 'train_probe', 'check_classes',
-           'linear_probe', 'probe_form', 'eval_linear']
+           'probe_form', 'eval_linear']
 
 # %% ../../nbs/evaluation/linear.ipynb #bfe8b9ee
 import math, torch
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.utils.data import DataLoader
 from ..data.progress import track
-from ..data.settings import BadInput, pick_device, settings
+from ..data.settings import BadInput, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, probe_view
 from .evaluation import Bench, Evaluation
 from .features import FeatureSpec, prepare, resolve
@@ -310,15 +310,6 @@ def _result(form: ProbeForm, chosen: torch.Tensor, tested: torch.Tensor, grid: l
                        batch, tested[:, 0, h].tolist(), by_head)
 
 # %% ../../nbs/evaluation/linear.ipynb #883aa5a0
-def linear_probe(train, train_labels, test, test_labels, form: str | ProbeForm = "mae",
-                 epochs: int | None = None, batch: int | None = None, width: int | None = None,
-                 device="cpu", seed: int = 0, progress: bool = True) -> ProbeResult:
-    "A linear probe on fixed features (N, D), (Q, D); `form` by name (a key of `FORMS`) or given."
-    form = probe_form(form, epochs)
-    batch = fitting_batch(form.batch if batch is None else batch, len(train_labels))
-    source = CachedFeatures(train, train_labels, batch, pick_device(str(device)), seed)
-    return train_probe(form, source, train, train_labels, test, test_labels, width, seed, progress)
-
 def probe_form(form: str | ProbeForm, epochs: int | None = None) -> ProbeForm:
     """The form by name, with another number of epochs if given.
 

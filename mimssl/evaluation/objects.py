@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch.utils.data import Dataset
 from ..data.settings import BadInput
-from ..data.sources import read_labels
+from ..data.images import read_labels
 
 # %% ../../nbs/evaluation/objects.ipynb #7f99745c
 KINDS = ("instances", "classes", "components")

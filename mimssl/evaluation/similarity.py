@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVALUATIONS', 'token_owners', 'pair_cosines', 'auroc', 'dprime', 'mean_histogram', 'overlap', 'owned_tokens',
-           'Similarities', 'object_similarities', 'similarities', 'draw_similarities', 'eval_similarity']
+           'Similarities', 'object_similarities', 'similarities', 'eval_similarity']
 
 # %% ../../nbs/evaluation/similarity.ipynb #b7313f1f
 from dataclasses import dataclass
@@ -174,32 +174,6 @@ def similarities(
                        "larger images (option size) or another data set.")
     intra, inter, variance, category = zip(*rows)
     return Similarities(list(intra), list(inter), np.array(variance), np.array(category))
-
-# %% ../../nbs/evaluation/similarity.ipynb #69d313f5
-def draw_similarities(found: dict[str, Similarities], bins: int = 100, columns: int = 4):
-    """The intra and inter distributions of several encoders, by name, side by side.
-
-    Returns the figure.
-    """
-    import matplotlib.pyplot as plt
-    columns = min(columns, len(found))
-    records = -(-len(found) // columns)
-    fig, axes = plt.subplots(records, columns, figsize=(1.65 * columns + .3, 1.35 * records + .3),
-                             sharex=True, squeeze=False)
-    edges = np.linspace(-1, 1, bins + 1)
-    for ax, (name, one) in zip(axes.flat, found.items()):
-        for histogram, label, colour in zip(one.histograms(bins), ("same object", "other objects"),
-                                            ("C0", "C1")):
-            ax.stairs(histogram, edges, fill=True, alpha=.45, color=colour, label=label)
-            ax.stairs(histogram, edges, color=colour, lw=.8)
-        scores = one.scores(bins)
-        ax.set_title(f"{name}\nAUROC {scores['auroc']:.3f}, overlap {scores['overlap']:.2f}",
-                     fontsize=7, loc="left")
-    for ax in axes.flat[len(found):]: ax.axis("off")
-    fig.supxlabel("cosine similarity", fontsize=8)
-    axes[0, 0].set_ylabel("share of pairs")
-    axes[0, 0].legend(fontsize=6, loc="upper left")
-    return fig
 
 # %% ../../nbs/evaluation/similarity.ipynb #4071ff86
 def eval_similarity(

@@ -19,6 +19,7 @@ from ..data.records import metric_record
 from ..data.settings import BadInput, make_folder
 from .evaluation import Begun, Bench, Evaluation, PixelBench
 from .retrieval import load_open_clip
+from ..parts.backbone import Backbone
 from ..parts.encoder import sincos_table, split_positions
 from ..parts.formats import load, load_timm
 
@@ -29,19 +30,22 @@ def load_model(
     name: str,
     pretrained: bool = True,     # of a timm model: fetch its published weights
     image_size: int | None = None,  # of a timm model: another image size than its own
-) -> VisionTransformer:   # or an image-text model
+    part: str | None = None,        # prefix of another network in a checkpoint
+    num_heads: int | None = None,   # of a checkpoint whose width has no usual number of heads
+) -> VisionTransformer:   # or a `Backbone`, or an image-text model
     """An encoder without head, in eval mode.
 
     Raises `BadInput` for an unknown name, or one that is no ViT.
     """
     if name.startswith("open_clip:"):
         return load_open_clip(*name.removeprefix("open_clip:").split("/", 1))
-    if not name.startswith("untrained:"): return load(name, pretrained, image_size)
+    if not name.startswith("untrained:"): return load(name, pretrained, image_size, num_heads, part)
     return load_timm(name.removeprefix("untrained:"), pretrained=False, image_size=image_size)
 
 # %% ../../nbs/evaluation/suite.ipynb #628e60e4
 def untrained(vit: VisionTransformer, seed: int = 0) -> VisionTransformer:
     "A fresh encoder of the architecture of `vit`; fixed (sin-cos) positions stay."
+    if isinstance(vit, Backbone): return vit.fresh(seed)
     fresh = copy.deepcopy(vit).cpu()
     positions = split_positions(vit)[1].detach().cpu()[0]
     rows, columns = vit.patch_embed.grid_size
@@ -184,6 +188,8 @@ def evaluate(
     outcomes=None,  # folder for the outcome of each image, of the evaluations that know it
     # also records with the most memory of each evaluation, and with the speed of reading features
     memory: bool = False,
+    part: str | None = None,        # of a checkpoint with several encoders: the prefix of one
+    num_heads: int | None = None,   # of a checkpoint of an unusual width
     # of `Bench`: seed of the evaluation is `eval_seed`; features, splits, workers, progress
     **bench,
 ) -> list[dict]:
@@ -193,7 +199,7 @@ def evaluate(
     """
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
-    vit = load_model(model) if isinstance(model, str) else model
+    vit = load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model
     place = Path(model) if isinstance(model, str) else Path()
     folder = (place.parent if place.name == "encoder.safetensors"
               else place if isinstance(model, str) and (place / "recipe.json").is_file() else None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROWTHS', 'noise', 'knn_work', 'clustering_work', 'linear_work', 'lowshot_work', 'tiny_vit', 'Pictures',
-           'features_work', 'semseg_work', 'unsupervised_work', 'davis_work', 'Growth', 'costs', 'draw_growth']
+           'features_work', 'semseg_work', 'unsupervised_work', 'davis_work', 'Growth', 'costs']
 
 # %% ../../nbs/evaluation/throughput.ipynb #b9e43ac9
 import gc, io, time, torch
@@ -169,28 +169,3 @@ def costs(names=None, sizes: dict | None = None, device="auto",
                                   "", "noise", protocol, device.type, seconds)
                     for metric, value in found.items()]
     return records
-
-# %% ../../nbs/evaluation/throughput.ipynb #989458b7
-def draw_growth(records: list[dict]):
-    """A figure of seconds against size for each evaluation in `lines` of 'cost', with the
-    proportional line through its largest size.
-    """
-    import matplotlib.pyplot as plt
-    found = {}
-    for record in records:
-        if record["metric"] == "seconds":
-            found.setdefault((record["run"], record["protocol"]["unit"]),
-                             []).append((record["protocol"]["size"], record["value"]))
-    across = min(4, len(found))
-    down = -(-len(found) // across)
-    fig, axes = plt.subplots(down, across, figsize=(2.3 * across, 2 * down), squeeze=False)
-    for ax in axes.flat[len(found):]: ax.axis("off")
-    for ax, ((name, unit), points) in zip(axes.flat, found.items()):
-        sizes, seconds = zip(*sorted(points))
-        ax.plot([0, sizes[-1]], [0, seconds[-1]], ls="--", lw=.8, color="#888888",
-                label="proportional")
-        ax.plot(sizes, seconds, marker="o", label="measured")
-        ax.set(xlabel=unit, ylabel="time / s", xlim=(0, None), ylim=(0, None))
-        ax.set_title(name.replace("_", " "), loc="left")
-    axes[0][0].legend()
-    return fig

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from ..data.records import read_records
 from ..data.files import read_yaml, write_text
-from ..data.settings import settings
+from ..data.settings import BadInput, settings
 from .groups import (decimals, describe, differing, group, score_name, select,
                                   summarise, value_of)
 from .tables import Cell, Table, to_html, to_latex, to_markdown, to_text
@@ -24,6 +24,8 @@ def read_found(*paths) -> list[dict]:
 
 def trained_runs(study: dict) -> list[str]:
     "Names of the trained runs that the entry `study` of params.yaml has evaluated: recipe-sSEED."
+    if "judged" in study and "evaluated" not in study:
+        raise BadInput("study.judged of params.yaml is called study.evaluated now; rename it.")
     return [f"{recipe}-s{seed}" for recipe in study["evaluated"] for seed in study["seeds"]]
 
 def read_study(entry: str = "study", root: Path | None = None) -> dict:

@@ -154,8 +154,8 @@ class Recipe:
 def check(self):
     def need(ok, what):
         if not ok: raise BadInput(f"recipe '{self.name}': {what}.")
-    need(re.fullmatch(r"\w[\w.+-]*", self.name),
-         "the name becomes the name of a folder; use letters, digits and . _ + -")
+    need(re.fullmatch(r"\w[\w.+, -]*", self.name),
+         "the name becomes the name of a folder; use letters, digits, blanks and . , _ + -")
     find_method(self.method)
     for name in ("epochs", "batch_size", "accumulate", "save_every"):
         need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
