@@ -21,14 +21,13 @@ from ..parts.backbone import Backbone
 from ..data.progress import track
 from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
-from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from ..data.images import read_image, to_rgb
+from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .dense import patch_grid, square
 from .features import pixel_stats
 from .prompt_segmentation import deepest_pixel, real_objects, view_side
 from .suite import load_model
 from ..parts.image_text import ImageText
-
 
 # %% ../../nbs/evaluation/explorer.ipynb #0039f967
 def unpack_tokens(packed: dict, centre: bool = False) -> torch.Tensor:

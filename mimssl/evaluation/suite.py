@@ -199,7 +199,7 @@ def evaluate(
     """
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
-    vit = (load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model)
+    vit = load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model
     place = Path(model) if isinstance(model, str) else Path()
     folder = (place.parent if place.name == "encoder.safetensors"
               else place if isinstance(model, str) and (place / "recipe.json").is_file() else None)

@@ -526,14 +526,13 @@ def load_folder(path: Path, image_size: int | None = None):
     wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise BadInput(f"{weights}: does not fit {name}; '{wrong[0]}' and {len(wrong) - 1} more "
-                       f"are " f"missing or of another shape.")
+                       f"are missing or of another shape.")
     model.load_state_dict({n: state[n] for n in own})
     encoder = as_encoder(model, name)
     if stats := stats_beside(path): encoder.pixel_stats = stats
     if image_size in (None, encoder.patch_embed.img_size[0]): return encoder
     return (encoder.at_size(image_size) if isinstance(encoder, Backbone)
             else resize_positions(encoder, image_size))
-
 
 # %% ../../nbs/parts/formats.ipynb #83023ea3
 def kind_of(name_or_path) -> str | None:
@@ -573,8 +572,8 @@ def load(
     if path.is_dir():
         path = next((f for f in [path / TOWERS] if f.is_file()), path / "encoder.safetensors")
     model = load_file(path, num_heads, part)
-    if stats := stats_beside(path): model.pixel_stats = stats
     vit = image_tower(model)
+    if stats := stats_beside(path): vit.pixel_stats = stats
     if image_size not in (None, vit.patch_embed.img_size[0]): resize_positions(vit, image_size)
     return model
 

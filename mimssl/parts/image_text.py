@@ -84,7 +84,7 @@ def encode_regions(self, images: torch.Tensor, boxes: list[torch.Tensor], bins: 
                      aligned=True).mean((2, 3))
 
 @patch_to(ImageText)
-def tokenise(self, texts: list[str]) -> torch.Tensor:
+def tokenise(self, texts: list[str]) -> torch.Tensor:   # noqa: F811
     "Texts -> tokens (N, context) int64 on the model's device. Raises `BadInput` as `tokenise`."
     return tokenise(texts, self.text.cfg.context).to(next(self.parameters()).device)
 
