@@ -220,7 +220,8 @@ def test_everything_has_a_name_for_a_screen_reader(page):
     assert bare == 0 and page.run("document.documentElement.lang") == "en"
     page.key("ArrowRight")
     page.wait(lambda: "Row" in page.run("document.getElementById('spoken').textContent"))
-    assert "threshold" in page.run("document.querySelector('.histogram').getAttribute('aria-label')")
+    assert "threshold" in page.run(
+        "document.querySelector('.histogram').getAttribute('aria-label')")
 
 
 def test_a_phone_shows_one_encoder_and_nothing_sticks_out(page, made):
@@ -229,8 +230,8 @@ def test_a_phone_shows_one_encoder_and_nothing_sticks_out(page, made):
     try:
         size(360, 740)
         show(page, made[0], "#encoder=colours")
-        seen = page.run("[...document.querySelectorAll('.panel')].filter(p => p.offsetWidth).map(p => "
-                        "p.dataset.encoder).join()")
+        seen = page.run("[...document.querySelectorAll('.panel')].filter(p => p.offsetWidth).map(p "
+                        "=> " "p.dataset.encoder).join()")
         assert seen == "colours"
         assert page.run("document.documentElement.scrollWidth") <= 360
     finally:

@@ -327,8 +327,7 @@ class Run:
         self.views, self.items = self.method.views(), self.method.items(dataset, seed)
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
-        self.step, self.log, self.sums = 0, [], {}
-        self.waited, self.unread = 0., []
+        self.step, self.log, self.sums, self.waited, self.unread = 0, [], {}, 0., []
 
     def start(self):
         "Make the optimiser and prepare both for the device; the method's weights are in place now."
