@@ -215,7 +215,8 @@ def test_the_address_keeps_the_encoder(page, made):
 
 def test_everything_has_a_name_for_a_screen_reader(page):
     bare = page.run("""[...document.querySelectorAll('button, input, [role], img')].filter(e =>
-        !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title || e.labels?.length
+        !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title
+          || e.labels?.length
           || e.querySelector('img[alt]:not([alt=""])') || e.closest('[aria-label]'))).length""")
     assert bare == 0 and page.run("document.documentElement.lang") == "en"
     page.key("ArrowRight")
