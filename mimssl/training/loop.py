@@ -111,15 +111,17 @@ class Order:
     image).
     """
     def __init__(self, recipe: Recipe, seed: int, images: int, start: int, stop: int, rank: int = 0,
-                 world: int = 1):
+                 world: int = 1, order=None):
         self.recipe, self.seed, self.images, self.steps, self.process = (
             recipe, seed, images, range(start, stop), (rank, world))
+        # of an epoch; a data set of shards has its own
+        self.order = order or (lambda seed, epoch: epoch_order(images, seed, epoch))
 
     def __iter__(self):
         at, order, per_epoch = None, None, self.images // self.recipe.batch_size
         for step in self.steps:
             epoch, k = divmod(step, per_epoch)
-            if epoch != at: at, order = epoch, epoch_order(self.images, self.seed, epoch)
+            if epoch != at: at, order = epoch, self.order(self.seed, epoch)
             for micro in range(self.recipe.accumulate):
                 first, size = share(self.recipe, micro, *self.process)
                 first += k * self.recipe.batch_size
@@ -150,7 +152,8 @@ def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: i
     """This process's micro-batches, their tensors on `device`, where the colours of batched views
     are computed too if it is an accelerator.
     """
-    order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
+    order = Order(recipe, seed, len(dataset), start, stop, rank(), world(),
+                  getattr(dataset, "order", None))
     fast = device.type != "cpu"
     source = view_batches(dataset, views, recipe, seed, finish=not fast)
     steps = batched(views) if fast and recipe.views != "pillow" else None
@@ -313,8 +316,7 @@ class Run:
         self.views = self.method.views()
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
-        self.step, self.log, self.sums = 0, [], {}
-        self.waited, self.unread = 0., []
+        self.step, self.log, self.sums, self.waited, self.unread = 0, [], {}, 0., []
 
     def start(self):
         "Make the optimiser and prepare both for the device; the method's weights are in place now."
