@@ -2,9 +2,9 @@
 import numpy as np, pytest, torch
 from support.chromium import Chromium, find_chromium
 from mimssl.data.sources import open_dataset
+from mimssl.evaluation.dense import token_counts, token_of_pixels
 from mimssl.evaluation.explorer import explore, unpack_tokens, with_names
-from mimssl.evaluation.prompt_segmentation import (best_ious, threshold_ious, token_counts,
-                                                   token_of_pixel)
+from mimssl.evaluation.prompt_segmentation import best_ious, threshold_ious
 from mimssl.parts.encoder import EncoderConfig, build_encoder
 
 pytest.importorskip("websocket", reason="the package websocket-client drives the browser")
@@ -30,7 +30,7 @@ class Twin:
         self.object = min(here, key=lambda i: self.masks[i].sum()) if here else None
         self.similar, self.counts, self.cells = [], [], []
         for about in self.images[image]["tokens"]:
-            cell, u = (token_of_pixel(self.masks[0].shape, about["grid"]),
+            cell, u = (token_of_pixels(self.masks[0].shape, about["grid"]),
                        unpack_tokens(about, centre))
             self.cells.append(cell)
             self.similar.append((u @ u[cell[y, x]]).numpy())
@@ -214,10 +214,10 @@ def test_the_address_keeps_the_encoder(page, made):
 
 
 def test_everything_has_a_name_for_a_screen_reader(page):
-    bare = page.run("""[...document.querySelectorAll('button, input, [role], img')].filter(e =>
-        !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title
-          || e.labels?.length
-          || e.querySelector('img[alt]:not([alt=""])') || e.closest('[aria-label]'))).length""")
+    named = ("e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title || "
+             "e.labels?.length || e.querySelector('img[alt]') || e.closest('[aria-label]')")
+    bare = page.run(f"[...document.querySelectorAll('button, input, [role], img')]"
+                    f".filter(e => !({named})).length")
     assert bare == 0 and page.run("document.documentElement.lang") == "en"
     page.key("ArrowRight")
     page.wait(lambda: "Row" in page.run("document.getElementById('spoken').textContent"))
