@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RETIRED', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'add_detect', 'data_options', 'pretrain_options',
-           'make_parser', 'data', 'inspect', 'read_params', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations',
-           'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell', 'rows', 'written',
-           'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
-           'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'first_process',
-           'say', 'ended', 'run_command', 'lost_process', 'main']
+           'make_parser', 'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench',
+           'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell',
+           'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit',
+           'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen',
+           'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, os, shutil, signal, sys
@@ -59,15 +59,17 @@ def add_detect(command):
 # %% ../nbs/cli.ipynb #7f3c2a94
 def data_options(c: Parser):
     "The options of `data`."
-    c.add_argument("action", nargs="?", choices=("generate", "inspect"), default="generate")
+    c.add_argument("action", nargs="?", choices=("generate", "inspect", "shard"),
+                   default="generate")
     c.add_argument("name", nargs="?", help="a data set's name, or the path of a folder")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--data", metavar="DIR",
                    help="folder that holds real data sets (else settings.ini)")
-    c.add_argument("--splits", metavar="NAMES", help="inspect these, separated by commas")
+    c.add_argument("--splits", metavar="NAMES", help="inspect or shard these, separated by commas")
     c.add_argument("--all", action="store_true", help="inspect: decode every picture, not 10,000")
     c.add_argument("--out", metavar="FILE", help="inspect: the contact sheet, a PNG (default: "
-                                                 "outputs/local/inspect/<name>.png)")
+                                                 "outputs/local/inspect/<name>.png); shard: the "
+                                                 "folder (default: <data>/<name>-shards)")
 
 def pretrain_options(c: Parser):
     "The options of `pretrain`."
@@ -224,8 +226,9 @@ def make_parser() -> Parser:
 
 # %% ../nbs/cli.ipynb #e23abc79
 def data(args):
-    "Generate the scenes, or inspect a data set."
+    "Generate the scenes, inspect a data set, or write it as shards."
     if args.action == "inspect": return inspect(args)
+    if args.action == "shard": return shard(args)
     if args.name:
         raise BadInput(f"'{args.name}' is for inspecting; write data inspect {args.name}.")
     from mimssl.data.scenes import generate
@@ -253,6 +256,17 @@ def read_params(path=None) -> dict:
     if not isinstance(found.get("recipes"), dict):
         raise BadInput(f"{path}: has no mapping `recipes`; add one recipe or more.")
     return found
+
+# %% ../nbs/cli.ipynb #1904294d
+def shard(args):
+    "Write a data set as WebDataset shards. Raises `BadInput` where there is no name, or no place."
+    from mimssl.data.shards import write_shards
+    from mimssl.data.sources import entry, open_dataset
+    if not args.name: raise BadInput("name a data set or a folder: data shard <name or folder>.")
+    known = args.splits.split(",") if args.splits else entry(args.name).splits[:2]
+    out = Path(args.out or settings().data / f"{Path(args.name).name}-shards").absolute()
+    for split in known: write_shards(open_dataset(args.name, split.strip()), out, split.strip())
+    print(f"shards: {', '.join(known)} in {out}; give this path as a recipe's data set")
 
 # %% ../nbs/cli.ipynb #3771efd2
 def pretrain(args):

@@ -181,15 +181,12 @@ class StoredImages(Dataset):
         self._open()
 
     def _open(self):
-        found = read_pixels(self.folder) if self.folder else None
-        self.mapped, self.index = found or (None, None)
+        self.mapped, self.index = self.folder and read_pixels(self.folder) or (None, None)
 
     # a process maps the file itself
     def __getstate__(self): return self.__dict__ | {"mapped": None, "index": None}
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._open()
+    def __setstate__(self, state): self.__init__(*(state[k] for k in ("dataset", "form", "folder")))
 
     def __len__(self): return len(self.dataset)
 
@@ -209,7 +206,12 @@ class StoredImages(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         i = range(len(self))[i]
-        return {"image": Image.fromarray(self.pixels(i).numpy())} | self.known(i)
+        source, number = origin(self.dataset, i)
+        if isinstance(source, Source):
+            return {"image": Image.fromarray(self.pixels(i).numpy())} | self.known(i)
+        item = source[number]
+        image = shrink(item["image"], stored_size(item["image"].size, self.form), self.form)
+        return item | {"image": image}
 
 # %% ../../nbs/data/image_cache.ipynb #b2768962
 def stored(dataset, form: Form = Form(), data: str | None = None) -> StoredImages:

@@ -61,6 +61,11 @@ class Shards(Source):
 
     def name(self, i): return self.samples[i]["name"]
 
+    def order(self, seed: int, epoch: int):
+        "An epoch's order, (N,) int64: a few shards at a time."
+        from mimssl.data.shards import shard_order
+        return shard_order([next(iter(s["parts"].values()))[0] for s in self.samples], seed, epoch)
+
     def known(self, i):
         return ({"label": self.targets[i]} if hasattr(self, "targets") else {}) | (
             {"captions": self.captions[i]} if self.captions else {})

@@ -15,6 +15,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from ..data.image_cache import Form, stored
 from ..data.progress import Tally, track
 from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
@@ -211,8 +212,9 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
     `dataset`.
     """
     run, s = prepare(vit, specs, device), specs[0]
+    small = stored(dataset, Form(s.resize, s.interpolation))   # decoded once for all encoders
     loader = DataLoader(
-        _Viewed(dataset, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
+        _Viewed(small, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
         num_workers=settings().workers if workers is None else workers,
         pin_memory=torch.device(device).type == "cuda")
     with Tally("features", len(dataset), show=progress) as tally:

@@ -88,6 +88,8 @@ class DINO(Method):
                 "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.",
                 "loss.centre": "dino_loss.center"}
 
+    batch_means, may_skip = ("loss.centre",), True  # the last layer rests in the first epochs
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'dino'")

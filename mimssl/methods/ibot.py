@@ -174,6 +174,9 @@ class IBOT(Method):
                 "head.": "student.head.", "teacher.encoder.": "teacher.backbone.",
                 "teacher.head.": "teacher.head.", "loss.centre": "ibot_loss.center"}
 
+    # the last layer rests in the first epochs
+    batch_means, may_skip = ("loss.centre", "loss.centre2"), True
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'ibot'")

@@ -200,6 +200,7 @@ class MAECT(Method):
     tiny = {"": dict(projector_dim=32, predictor_dim=32, output_dim=16, queue_size=64,
                      target_momentum=.9, stage="tune"),
             "barlow": dict(head="barlow_twins"), "simsiam": dict(head="simsiam")}
+    whole_batch = "the other images, with which a prediction is compared,"
 
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()

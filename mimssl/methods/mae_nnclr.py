@@ -38,6 +38,8 @@ class MAENNCLR(MAE):
     tiny = {"": dict(decoder_dim=32, decoder_depth=1, decoder_heads=2, projector_dim=32,
                      predictor_dim=32, output_dim=16, queue_size=64)}
 
+    whole_batch = "the other images, with which a prediction is compared,"
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__(encoder, **options)
         self.head = NNCLRHead(encoder.embed_dim, self.options)

@@ -42,6 +42,9 @@ class Method(nn.Module):
     Options: type | None = None        # the frozen dataclass of its options
     # our parameter prefix -> the official code's; the first that fits counts
     official: dict[str, str] = {}
+    batch_means: tuple[str, ...] = ()  # buffers that follow a mean over the batch, once a step
+    whole_batch: str = ""              # what compares images, and so sees fewer in micro-batches
+    may_skip: bool = False             # may trained parameters get no gradient in some steps?
     # a name for each form that tests train on two processes -> options for a tiny encoder (32
     # pixels, patches of 8, 2 blocks); other forms are laid over the plain one, ""
     tiny: dict[str, dict] = {"": {}}

@@ -226,6 +226,9 @@ class MMC(Method):
             "contrast": dict(pat_loss="contrast", combine="both", predictor=True, two_tau=False,
                              rec_average="images"),
             "few": dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3)}
+    batch_means, may_skip = ("prototypes.centre",), True  # the last layer rests in the first epochs
+    whole_batch = "the class tokens of other images, with which a query is compared,"
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'mmc'")

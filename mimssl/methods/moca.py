@@ -320,6 +320,8 @@ class MOCA(Method):
             "released": dict(codebook="released")}
     official = OFFICIAL
 
+    batch_means, whole_batch = ("codebook.gap",), "the images that give new codewords"
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'moca'")

@@ -73,6 +73,8 @@ class MoCoV3(Method):
     official = {"encoder.": "base_encoder.", "head.": "base_encoder.head.",
                 "teacher.encoder.": "momentum_encoder.", "teacher.head.": "momentum_encoder.head."}
 
+    whole_batch = "the keys of other images, with which a query is compared,"
+
     def __init__(self, encoder: EncoderConfig, **options):
         super().__init__()
         self.options = o = build(self.Options, options, "method 'mocov3'")

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Measured', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order',
            'Requested', 'view_batches', 'as_it_is', 'Collated', 'batches', 'collapse', 'monitor_images',
-           'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'Progress', 'TrainingStopped', 'NotFinite',
-           'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start', 'starting_encoder', 'fill_encoders',
-           'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders',
-           'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
+           'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'BatchMeans', 'micro_batch_note', 'Progress',
+           'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start',
+           'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify',
+           'lock_files', 'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -112,15 +112,17 @@ class Order:
     image).
     """
     def __init__(self, recipe: Recipe, seed: int, images: int, start: int, stop: int, rank: int = 0,
-                 world: int = 1):
+                 world: int = 1, order=None):
         self.recipe, self.seed, self.images, self.steps, self.process = (
             recipe, seed, images, range(start, stop), (rank, world))
+        # of an epoch; a data set of shards has its own
+        self.order = order or (lambda seed, epoch: epoch_order(images, seed, epoch))
 
     def __iter__(self):
         at, order, per_epoch = None, None, self.images // self.recipe.batch_size
         for step in self.steps:
             epoch, k = divmod(step, per_epoch)
-            if epoch != at: at, order = epoch, epoch_order(self.images, self.seed, epoch)
+            if epoch != at: at, order = epoch, self.order(self.seed, epoch)
             for micro in range(self.recipe.accumulate):
                 first, size = share(self.recipe, micro, *self.process)
                 first += k * self.recipe.batch_size
@@ -160,7 +162,8 @@ def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: i
     """This process's micro-batches, their tensors on `device`, where the colours of batched views
     are computed too if it is an accelerator. A method's own `items` take the place of `views`.
     """
-    order = Order(recipe, seed, len(dataset), start, stop, rank(), world())
+    order = Order(recipe, seed, len(dataset), start, stop, rank(), world(),
+                  getattr(dataset, "order", None))
     fast = device.type != "cpu"
     own = Collated(items) if items else None
     source = own or view_batches(dataset, views, recipe, seed, finish=not fast)
@@ -223,6 +226,38 @@ def check_batch_norm(method: nn.Module, recipe: Recipe):
                        f"norm '{name}' of method "
                        f"'{recipe.method}' needs two; raise batch_size or lower accumulate.")
 
+# %% ../../nbs/training/loop.ipynb #75f12e11
+class BatchMeans:
+    """Buffers of `method` that follow a mean over the batch, kept still during a step of `micros`
+    micro-batches.
+    """
+    def __init__(self, method: Method, micros: int):
+        own = dict(method.named_buffers()) if micros > 1 else {}
+        self.buffers = [own[name] for name in method.batch_means if name in own]
+        self.before, self.left = [b.clone() for b in self.buffers], micros
+        self.sums = [torch.zeros_like(b) for b in self.buffers]
+        self.micros = micros
+
+    def next(self):
+        """After a micro-batch: note where it moved the buffers, and put them back; after the last,
+        their mean is what stays.
+        """
+        self.left -= 1
+        for buffer, before, total in zip(self.buffers, self.before, self.sums):
+            total += buffer / self.micros
+            buffer.copy_(before if self.left else total)
+
+def micro_batch_note(method: Method, recipe: Recipe) -> str | None:
+    """What `accumulate` changes in this method, as a sentence; None where it changes nothing but
+    rounding.
+    """
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules())
+    parts = [p for p in ("batch norms" if normed else "", method.whole_batch.rstrip(",")) if p]
+    if recipe.accumulate == 1 or not parts: return None
+    return (f"{recipe.name}: with accumulate {recipe.accumulate}, {' and '.join(parts)} are of "
+            f"{recipe.batch_size // recipe.accumulate} images "
+            f"instead of {recipe.batch_size}: this is another training than one batch.")
+
 # %% ../../nbs/training/loop.ipynb #d231b2ae
 class Progress:
     """Steps done, loss, rate and time left: a bar on a terminal or in a notebook, else a line every
@@ -272,7 +307,8 @@ def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None: os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     # methods keep their buffers equal themselves, and may freeze layers for a while
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False,
+                                        find_unused_parameters=find_method(recipe.method).may_skip)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if recipe.precision == "fp32"
                        else recipe.precision, kwargs_handlers=[ddp])
 
@@ -291,8 +327,7 @@ class Run:
         self.views, self.items = self.method.views(), self.method.items(dataset, seed)
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
-        self.step, self.log, self.sums = 0, [], {}
-        self.waited, self.unread = 0., []
+        self.step, self.log, self.sums, self.waited, self.unread = 0, [], {}, 0., []
 
     def start(self):
         "Make the optimiser and prepare both for the device; the method's weights are in place now."
@@ -334,7 +369,7 @@ class Run:
         recipe, at = self.recipe, At(self.step, self.total, self.recipe.epochs)
         self.lr, self.wd = set_rates(self.optimiser, recipe, self.step, self.per_epoch)
         self.optimiser.zero_grad()
-        terms = {}
+        terms, means = {}, BatchMeans(self.method, recipe.accumulate)
         for micro in range(recipe.accumulate):
             begin = time.monotonic()
             batch = batch_of()
@@ -346,6 +381,7 @@ class Run:
             with self.acc.no_sync(self.model) if micro < recipe.accumulate - 1 else nullcontext():
                 with draws.scope("layers"): losses = self.model(batch, draws, at)
                 self.acc.backward(losses["loss"] / recipe.accumulate)
+            means.next()
             for name, x in losses.items():
                 terms[name] = terms.get(name, 0.) + x.detach().float() / recipe.accumulate
         if self.acc.scaler: self.acc.unscale_gradients(self.optimiser)
@@ -614,6 +650,8 @@ def prepare_folders(run: Run, folder: Path, out_dir: Path):
         sweep(place)
     write_json(folder / "run.json",
                {"recipe": run.recipe.name, "seed": run.seed, "out": str(out_dir.resolve())})
+    note = micro_batch_note(run.method, run.recipe)
+    if note: print(note, flush=True)
     for other in others(folder, out_dir):
         print(f"{run.recipe.name}: {other} is the checkpoint of an earlier version of this recipe; "
               f"it is removed when this run is done.", flush=True)
