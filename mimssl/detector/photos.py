@@ -9,7 +9,7 @@ __all__ = ['load_detector', 'detect_photo', 'photo_json', 'detect_file', 'with_n
 import json
 from pathlib import Path
 from ..data.settings import BadInput, pick_device
-from ..data.sources import read_image
+from ..data.images import read_image
 from ..data.vocabulary import check_classes
 from .detector import Detector
 from ..parts.detections import coco_records, draw_detections, fit_image

@@ -63,7 +63,7 @@ def draw_detections(image, records: list[dict], names: dict[int, str], best: int
     and scores.
     """
     import matplotlib.pyplot as plt
-    from mimssl.data.sources import decode_mask
+    from mimssl.data.annotations import decode_mask
     fig, ax = plt.subplots(figsize=(6, 6 * image.height / image.width), dpi=144,
                            layout="constrained")
     ax.imshow(image); ax.set_axis_off()
