@@ -14,8 +14,8 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..data.annotations import (check_code, check_ids, check_segmentation, coco_records,
-                                     is_box, is_number, is_crowd)
+from ..data.annotations import (check_code, check_ids, check_image, check_segmentation,
+                                     coco_records, is_box, is_number, is_crowd)
 from ..data.files import read_json, short
 from ..data.records import metric_record
 from ..data.settings import BadInput
@@ -53,6 +53,7 @@ def read_truth(
     annotations = coco_records(data, name, "annotations",
                                ["image_id", "category_id", "area", FIELDS[kind]])
     for i in images.values():
+        if kind == "segm": check_image(i, name)
         for key in ("neg_category_ids", "not_exhaustive_category_ids") * lvis:
             check_ids(i, key, f"{name}: image {i['id']}")
     for a in annotations.values(): _check_object(a, name, images, categories, kind)

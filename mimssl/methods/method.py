@@ -48,8 +48,7 @@ class Method(nn.Module):
     # a name for each form that tests train on two processes -> options for a tiny encoder (32
     # pixels, patches of 8, 2 blocks); other forms are laid over the plain one, ""
     tiny: dict[str, dict] = {"": {}}
-    class_token: bool = True           # of its encoder
-    needs_captions: bool = False       # of every image
+    class_token, needs_captions = True, False   # of its encoder; of every image
 
     def views(self) -> dict[str, list]:
         """The wanted views: group name -> transforms; each group becomes one tensor (V, B, 3, H, W)
