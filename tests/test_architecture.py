@@ -13,7 +13,8 @@ NOTEBOOKS = sorted(p
                    for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 MAY_IMPORT = {"data": {"data"}, "parts": {"data", "parts"}, "methods": {"data", "parts", "methods"},
               "training": {"data", "parts", "methods", "training"},
-              "evaluation": {"data", "parts", "evaluation"}, "report": {"data", "report"}}
+              "evaluation": {"data", "parts", "evaluation"}, "report": {"data", "report"},
+              "detector": {"data", "parts", "methods", "training", "detector"}}
 LIBRARIES = {"torch", "torchvision", "timm", "accelerate", "safetensors", "numpy", "scipy",
              "sklearn", "PIL", "yaml", "tqdm", "mimssl"}
 

@@ -261,17 +261,14 @@ def test_features_of_evaluations_that_read_images(home):
 
 
 @pytest.mark.parametrize(
-    "suite, dataset",
-    [
-        ("nn", "stripes"), ("davis", "davis2017"), ("semseg", "camvid"),
-        ("attention_jaccard", "coco_mini"), ("finetune", "stripes")
-    ],
+    "suite, dataset, what", [("attention_jaccard", "coco_mini", "an attention map"),
+                             ("finetune", "stripes", "fine-tuning")],
 )
-def test_encoders_of_another_kind(home, suite, dataset):
-    assert "embeds its patches with a HybridEmbed, which is not supported" in sentence(evaluate(
-        suite, dataset, model="untrained:vit_tiny_r_s16_p8_224"))
-    assert "Eva" in sentence(evaluate(
-        suite, dataset, model="untrained:vit_small_patch16_dinov3")), "the class is named"
+def test_encoders_of_another_kind(home, suite, dataset, what):
+    "What needs the inside of a plain ViT refuses another network by name, before any work."
+    for name, kind in (("vit_tiny_r_s16_p8_224", "VisionTransformer"), ("resnet10t", "ResNet")):
+        assert f"{what} needs a plain ViT, and '{name}' is a {kind}" in sentence(evaluate(
+            suite, dataset, model=f"untrained:{name}"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +296,7 @@ def test_no_class_token(home):
     assert "attention maps need an encoder with a class token" in sentence(evaluate(
         "attention_jaccard", "coco_mini", model="classless.safetensors"))
     assert "pooling 'cls' needs a class token, and this encoder has none; use mean" in sentence(
-        evaluate("knn", model="classless.safetensors"))
+        evaluate("knn", "stripes", "--features", "pooling=cls", model="classless.safetensors"))
     assert "use mean" in sentence(evaluate("finetune", "stripes", "--set", "finetune.pooling=cls",
                                            model="classless.safetensors"))
 

@@ -2,9 +2,9 @@
 import numpy as np, pytest, torch
 from support.chromium import Chromium, find_chromium
 from mimssl.data.sources import open_dataset
+from mimssl.evaluation.dense import token_counts, token_of_pixels
 from mimssl.evaluation.explorer import explore, unpack_tokens, with_names
-from mimssl.evaluation.prompt_segmentation import (best_ious, threshold_ious, token_counts,
-                                                   token_of_pixel)
+from mimssl.evaluation.prompt_segmentation import best_ious, threshold_ious
 from mimssl.parts.encoder import EncoderConfig, build_encoder
 
 pytest.importorskip("websocket", reason="the package websocket-client drives the browser")
@@ -30,7 +30,7 @@ class Twin:
         self.object = min(here, key=lambda i: self.masks[i].sum()) if here else None
         self.similar, self.counts, self.cells = [], [], []
         for about in self.images[image]["tokens"]:
-            cell, u = (token_of_pixel(self.masks[0].shape, about["grid"]),
+            cell, u = (token_of_pixels(self.masks[0].shape, about["grid"]),
                        unpack_tokens(about, centre))
             self.cells.append(cell)
             self.similar.append((u @ u[cell[y, x]]).numpy())
@@ -179,7 +179,7 @@ def test_the_address_keeps_the_view(page, made):
     page.wait(
         lambda: (
             page.run("location.hash")
-            == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches"
+            == "#image=2&prompt=33,60&threshold=-0.2&features=raw&view=mask&map=patches&encoder=vit"
         )
     )
 
@@ -199,3 +199,42 @@ def test_inside_a_notebook(page, made):
             "document.querySelector('iframe').contentDocument.body.offsetHeight")
     page.wait(lambda: page.run(fits))
     assert page.run(f"{frame}.documentElement.style.colorScheme") == "dark"
+
+
+def test_the_address_keeps_the_encoder(page, made):
+    show(page, made[0], "#image=1&prompt=20,30&threshold=0.1&encoder=colours")
+    active = "document.querySelector('.panel.active').dataset.encoder"
+    assert page.run(active) == "colours"
+    assert page.run("document.querySelector('#encoder input:checked').value") == "1"
+    page.key("e")
+    assert page.run(active) == "vit"
+    page.wait(lambda: page.run("location.hash").endswith("&encoder=vit"))
+    page.run("document.querySelectorAll('.stage')[1].focus()")      # the keys follow the focus
+    page.wait(lambda: page.run("location.hash").endswith("&encoder=colours"))
+
+
+def test_everything_has_a_name_for_a_screen_reader(page):
+    named = ("e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.title || "
+             "e.labels?.length || e.querySelector('img[alt]') || e.closest('[aria-label]')")
+    bare = page.run(f"[...document.querySelectorAll('button, input, [role], img')]"
+                    f".filter(e => !({named})).length")
+    assert bare == 0 and page.run("document.documentElement.lang") == "en"
+    page.key("ArrowRight")
+    page.wait(lambda: "Row" in page.run("document.getElementById('spoken').textContent"))
+    assert "threshold" in page.run(
+        "document.querySelector('.histogram').getAttribute('aria-label')")
+
+
+def test_a_phone_shows_one_encoder_and_nothing_sticks_out(page, made):
+    size = lambda width, height: page.send("Emulation.setDeviceMetricsOverride", width=width,
+                                           height=height, deviceScaleFactor=1, mobile=True)
+    try:
+        size(360, 740)
+        show(page, made[0], "#encoder=colours")
+        seen = page.run("[...document.querySelectorAll('.panel')].filter(p => p.offsetWidth).map(p "
+                        "=> " "p.dataset.encoder).join()")
+        assert seen == "colours"
+        assert page.run("document.documentElement.scrollWidth") <= 360
+    finally:
+        page.send("Emulation.setDeviceMetricsOverride", width=1000, height=900, deviceScaleFactor=1,
+                  mobile=False)

@@ -6,7 +6,7 @@ Computed in float64 (support/steps.py), where rounding is far below what a wrong
 import json, socket
 import pytest, torch
 from safetensors.torch import load_file
-from mimssl.methods.method import method_names, tiny_forms
+from mimssl.methods.method import find_method, method_names, tiny_forms
 from support.tiny import make_study, start
 
 # a method, or a method and a word for the form -> its options for a tiny encoder
@@ -26,7 +26,9 @@ def trained(tmp_path_factory):
     # fresh heads have gradients of some thousands, after which no target would move
     sgd = {"name": "sgd", "lr": .05, "momentum": 0., "weight_decay": 0., "clip": 3.}
     recipe = lambda case: {"epochs": 2, "batch_size": 2 if case.endswith("few") else 16,
-                           "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case]}
+                           "optimiser": sgd, "method": case.split("-")[0], "options": CASES[case],
+                           "dataset": "flickr30k" if captions(case) else "stripes"}
+    captions = lambda case: find_method(case.split("-")[0]).needs_captions
     make_study(home, **{case: recipe(case) for case in CASES})
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -80,7 +80,7 @@ def settings(start: Path | None = None) -> Settings:
             raise BadInput(f"settings.ini: [{section}] has no setting '{name}'; it knows "
                            f"{', '.join(sorted(names))}.")
     get = lambda section, name: os.environ.get(f"MIMSSL_{name.upper()}") or ini[section][name]
-    path = lambda text: (root / Path(text).expanduser()).resolve()
+    path = lambda text: _resolved(root, text)
     real = os.environ.get("MIMSSL_DATA") or ini["paths"]["real"]
     return Settings(root, path(ini["paths"]["data"]), path(real) if real else None,
                     path(get("paths", "outputs")), get("machine", "device"),
@@ -91,6 +91,13 @@ def settings(start: Path | None = None) -> Settings:
 
 
 # %% ../../nbs/data/settings.ipynb #6af38575
+def _resolved(root: Path, text: str) -> Path:
+    "A path of settings.ini or the environment, which counts from `root`."
+    try: return (root / Path(text).expanduser()).resolve()
+    except (ValueError, RuntimeError, OSError) as e:
+        raise BadInput(f"settings.ini: the path {text!r} cannot be used ({e}); correct "
+                       f"it.") from None
+
 def _number(name: str, text: str, kind):
     "A setting that is 'auto' (None) or a number of 0 or more."
     if text == "auto": return None

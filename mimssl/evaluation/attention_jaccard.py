@@ -11,6 +11,7 @@ import torch
 from ..data.progress import track
 from ..data.settings import BadInput
 from ..data.sources import check
+from ..parts.backbone import need_plain
 from .dense import (dense_blocks, last_attention, square, squashed_side,
                                      token_counts)
 from .evaluation import Evaluation
@@ -45,6 +46,7 @@ def eval_attention_jaccard(
     """Jaccard index in percent of the last block's attention heads with the objects of the test
     pictures, the best head for each object.
     """
+    need_plain(bench.vit, "an attention map")
     if bench.vit is None or not bench.vit.has_class_token:
         raise BadInput("attention maps need an encoder with a class token; choose another "
                        "evaluation for this one.")

@@ -19,7 +19,9 @@ from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .features import (FeatureSpec, check_encoder, check_finite, extract_all,
                                         pixel_features, pixel_stats, resolve)
+from ..parts.formats import image_tower
 from ..parts.heads import load_patch_head
+from ..parts.image_text import TOWERS, ImageText, load_image_text
 
 # %% ../../nbs/evaluation/evaluation.ipynb #1b611bbc
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Evaluation:
     reads: tuple = ("train", "test")    # splits whose features it reads whole
     # of those that read images themselves: works without an encoder, on the colours of patches
     colours: bool = False
+    text: bool = False                  # needs an image-text model
 
     @property
     def on_pixels(self) -> bool: return self.wants is not None or self.colours
@@ -79,7 +82,16 @@ class Bench:
             raise BadInput(f"feature option '{min(unknown)}' is unknown; use {', '.join(known)}.")
         self.overrides = {k: typed(v, known[k].type, f"feature option {k}", single=True)
                           for k, v in (features or {}).items()}
-        if vit is not None and not hasattr(vit, "encode_image"): check_encoder(vit)
+        self._towers = {"both": vit} if isinstance(vit, ImageText) else {}
+        self.vit = image_tower(vit)
+        if vit is not None and not hasattr(self.vit, "encode_image"): check_encoder(self.vit)
+
+    @property
+    def image_text(self):
+        "The model with both towers, where the encoder was trained with one for text; else `vit`."
+        if self.folder and not self._towers and (Path(self.folder) / TOWERS).is_file():
+            self._towers["both"] = load_image_text(Path(self.folder) / TOWERS)
+        return self._towers.get("both", self.vit)
 
     def begin(self):
         "Evaluations call this when their checks are done, before they read images."
@@ -119,9 +131,11 @@ def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
 # %% ../../nbs/evaluation/evaluation.ipynb #1c0da812
 @patch_to(Bench)
 def spec(self, layer="last", **wanted) -> FeatureSpec:
-    """The features an evaluation wants, with the user's overrides, for this encoder (4 last
-    blocks of 3 are 3).
+    """The features an evaluation wants, with the user's overrides, for this encoder: 4 last
+    blocks of 3 are 3, and the mean stands for a class token where there is none.
     """
+    if "cls" in wanted.get("pooling", "") and not self.vit.has_class_token:
+        wanted["pooling"] = "mean"
     layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
     return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
 

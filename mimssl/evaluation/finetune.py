@@ -316,6 +316,7 @@ def eval_finetune(
     with a fraction of the labels also top1_std over the subsets.
     """
     if bench.vit is None: raise BadInput("raw pixels have no encoder to fine-tune.")
+    need_plain(bench.vit, "fine-tuning")
     if not 0 < fraction <= 1:
         raise BadInput(f"fraction is {fraction}; give a share of the labels, above 0 and up to 1.")
     r = finetune_recipe(recipe, len(bench.vit.blocks), epochs=epochs, base_lr=base_lr,

@@ -212,23 +212,26 @@ def read_captions(dataset, per_image: int | None = 5) -> tuple[list[str], torch.
 # %% ../../nbs/evaluation/retrieval.ipynb #35e20c0e
 def eval_retrieval(bench, spec=None, per_image: int | None = 5, ks: tuple[int, ...] = (1, 5, 10),
                    resize: int | None = None) -> list[tuple]:
-    "Recall at K both ways of the image-text model `bench.vit` on the test images with captions."
-    check_image_text(bench.vit)
+    """Recall at K both ways of an image-text model, `bench.image_text`, on the test images with
+    captions.
+    """
+    model = bench.image_text
+    check_image_text(model)
     data = bench.data("test")
     check_ks(ks)
     texts, owner = read_captions(data, per_image)
     bench.begin()
-    images = encode_images(bench.vit, data, bench.device, resize=resize, **bench.options)
+    images = encode_images(model, data, bench.device, resize=resize, **bench.options)
     found = both_ranks(
-        images, encode_texts(bench.vit, texts, bench.device, progress=bench.options["progress"]),
+        images, encode_texts(model, texts, bench.device, progress=bench.options["progress"]),
         owner, bench.device)
     names = dict(i2t=[data.name(i) for i in range(len(data))],
                  t2i=[f"{data.name(i)}#{j}" for j, i in enumerate(owner.tolist())])
-    size = getattr(bench.vit, "image_size", 224)
+    size = getattr(model, "image_size", 224)
     protocol = dict(size=size, resize=resize or size, captions_per_image=per_image,
                     split=bench.splits["test"], images=len(data), captions=len(texts))
     return [(f"{way}_r{k}", 100 * (r < k).double().mean().item(), len(r), protocol,
              dict(zip(names[way], (r < k).tolist()))) for way, r in found.items() for k in ks]
 
 # %% ../../nbs/evaluation/retrieval.ipynb #eff45e6c
-EVALUATIONS = {"retrieval": Evaluation(eval_retrieval)}
+EVALUATIONS = {"retrieval": Evaluation(eval_retrieval, text=True)}

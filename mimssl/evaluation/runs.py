@@ -55,12 +55,13 @@ def by_dataset(study: dict) -> dict[str, dict]:
 def score(bench: Bench, study: dict, about: dict) -> list[dict]:
     """Records of an opened run under `study['suite']`, which maps evaluations to their options.
 
-    Raw pixels skip what needs an encoder.
+    Raw pixels skip what needs an encoder, and an encoder without a text tower what needs one.
     """
-    records = []
+    records, text = [], hasattr(bench.image_text, "encode_text")
     for dataset, suite in by_dataset(study).items():
-        suite = {n: o for n, o in suite.items() if bench.vit is not None
-                 or evaluations()[suite_names([n])[0]].on_pixels}
+        known = {n: evaluations()[suite_names([n])[0]] for n in suite}
+        suite = {n: suite[n] for n, e in known.items()
+                 if (bench.vit is not None or e.on_pixels) and (text or not e.text)}
         if suite:
             records += run_suite(bench if dataset == bench.dataset else bench.on(dataset),
                                  list(suite), options=suite, **about)

@@ -199,9 +199,10 @@ def evaluate(
     """
     _options(suite_names(suite), options)
     name = model if isinstance(model, str) else type(model).__name__
-    vit = (load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model)
-    folder = (Path(model).parent if isinstance(model, str)
-              and Path(model).name == "encoder.safetensors" else None)
+    vit = load_model(model, part=part, num_heads=num_heads) if isinstance(model, str) else model
+    place = Path(model) if isinstance(model, str) else Path()
+    folder = (place.parent if place.name == "encoder.safetensors"
+              else place if isinstance(model, str) and (place / "recipe.json").is_file() else None)
     bench = Bench(vit, dataset, device, bench.pop("eval_seed", 0), folder=folder, **bench)
     return run_suite(bench, suite, run or name, method or run or name, seed, recipe, options,
                      outcomes, memory)

@@ -44,9 +44,9 @@ def gap_patches(images: torch.Tensor, p: int, rows: torch.Tensor,
 # %% ../../nbs/methods/latent_mim.ipynb #4dfd81ea
 class Projector(nn.Module):
     "`depth` times linear and LayerNorm, GELU between: (..., dim) -> (..., dim)."
-    def __init__(self, dim: int, masked: int = 4096, depth: int = 3):
+    def __init__(self, dim: int, hidden_dim: int = 4096, depth: int = 3):
         super().__init__()
-        widths = [dim] + [masked] * (depth - 1) + [dim]
+        widths = [dim] + [hidden_dim] * (depth - 1) + [dim]
         self.depth = depth
         for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])):
             self.add_module(f"linear{i}", nn.Linear(n_in, n_out, bias=False))

@@ -157,6 +157,6 @@ def as_encoder(model: nn.Module, name: str = ""):
 def need_plain(vit, what: str):
     "Raises `BadInput` unless `vit` is a plain ViT, for what is defined on nothing else."
     if isinstance(vit, Backbone):
-        raise BadInput(f"{what} needs a plain ViT, and '{vit.name}' is "
-                       f"a {type(vit.model).__name__}; "
-                       f"choose a vit_* model, or another evaluation.")
+        raise BadInput(f"{what} needs a plain ViT, and '{vit.name}' is a "
+                       f"{type(vit.model).__name__} of another form; take another encoder, or "
+                       f"another evaluation.")

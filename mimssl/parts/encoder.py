@@ -75,16 +75,18 @@ def sincos_table(dim: int, grid: int, spacing: float = 1.) -> torch.Tensor:
     return torch.cat([column, row], 2).reshape(grid * grid, dim).float()
 
 # %% ../../nbs/parts/encoder.ipynb #f4c8caf4
-def build_encoder(cfg: EncoderConfig) -> VisionTransformer:
-    "A timm ViT without head: `forward_features` maps (B, 3, S, S) to (B, 1+L, D)."
+def build_encoder(cfg: EncoderConfig, class_token: bool = True) -> VisionTransformer:
+    """A timm ViT without head: `forward_features` maps (B, 3, S, S) to (B, 1+L, D), or without
+    class token to (B, L, D), whose mean over patches then stands for the image.
+    """
     vit = VisionTransformer(img_size=cfg.image_size, patch_size=cfg.patch_size,
                             embed_dim=cfg.embed_dim, depth=cfg.depth, num_heads=cfg.num_heads,
                             mlp_ratio=cfg.mlp_ratio, num_classes=0, drop_path_rate=cfg.drop_path,
-                            norm_layer=partial(nn.LayerNorm, eps=1e-6))
+                            class_token=class_token, global_pool="token" if class_token else "avg",
+                            fc_norm=False, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     if cfg.positions == "sincos":
-        vit.pos_embed.requires_grad_(False)
-        vit.pos_embed.data[0, 1:], vit.pos_embed.data[0, 0] = (
-            sincos_table(cfg.embed_dim, cfg.grid), 0.)
+        vit.pos_embed.requires_grad_(False).data.zero_()
+        vit.pos_embed.data[0, int(class_token):] = sincos_table(cfg.embed_dim, cfg.grid)
     return vit
 
 # %% ../../nbs/parts/encoder.ipynb #93ef6ef7

@@ -6,8 +6,9 @@
 __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME', 'RELEASES', 'EVALUATED', 'Format', 'plain_name',
            'only_encoder', 'unwrap', 'is_square', 'num_prefix', 'as_timm', 'without_prefix', 'first_names', 'convert',
            'to_format', 'architecture_of', 'encoder_from', 'Dropped', 'full_names', 'load_torch', 'read_checkpoint',
-           'refusal', 'is_whole', 'keep_tensors', 'fetch', 'load_file', 'load_timm', 'read_config', 'is_timm_folder',
-           'stats_beside', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct', 'write_mae_ct']
+           'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower', 'load_file', 'load_timm', 'read_config',
+           'is_timm_folder', 'stats_beside', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct',
+           'write_mae_ct']
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
 import argparse, difflib, hashlib, json, math, re, timm, torch
@@ -23,6 +24,8 @@ from ..data.files import replacing
 from ..data.settings import BadInput, settings
 from .backbone import Backbone, as_encoder
 from .encoder import SIZES, architecture, load_encoder, resize_positions
+from .image_text import TOWERS, ImageText, load_image_text
+
 
 # %% ../../nbs/parts/formats.ipynb #746c35eb
 @dataclass(frozen=True)
@@ -435,11 +438,16 @@ def fetch(name: str) -> Path:
 EVALUATED = {"moca": ("teacher.",), "dino": ("teacher.encoder.",), "ibot": ("teacher.encoder.",),
              "mmc": ("teacher.encoder.",), "mae_ct": ("ema_encoder.", "encoder.")}
 
+def image_tower(model) -> VisionTransformer:
+    "The ViT of an image-text model; a ViT as it is."
+    return model.encoder if isinstance(model, ImageText) else model
+
 def load_file(path: Path, num_heads: int | None = None,
               part: str | None = None) -> VisionTransformer:
-    "The encoder in a file of any format."
+    "The encoder in a file of any format, or the image-text model in one of both towers."
     checkpoint, meta = read_checkpoint(path)
     if "architecture" in meta: return load_encoder(path)
+    if "image_text" in meta: return load_image_text(path)
     if "about" in meta:  # method.safetensors
         about = json.loads(meta["about"])
         num_heads = num_heads or about["encoder"]["num_heads"]
@@ -518,7 +526,7 @@ def load_folder(path: Path, image_size: int | None = None):
     wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise BadInput(f"{weights}: does not fit {name}; '{wrong[0]}' and {len(wrong) - 1} more "
-                       f"are " f"missing or of another shape.")
+                       f"are missing or of another shape.")
     model.load_state_dict({n: state[n] for n in own})
     encoder = as_encoder(model, name)
     if stats := stats_beside(path): encoder.pixel_stats = stats
@@ -546,7 +554,8 @@ def load(
     num_heads: int | None = None,     # of a checkpoint whose width has no usual number of heads
     part: str | None = None,  # prefix of another network in a checkpoint; None: the evaluated one
 ) -> VisionTransformer:
-    """Any encoder as a timm ViT without head, on the CPU, in eval mode.
+    """Any encoder as a timm ViT without head, on the CPU, in eval mode; of the folder of a run with
+    a text tower, the `ImageText` model of both.
 
     Raises `BadInput` for what is none.
     """
@@ -560,10 +569,13 @@ def load(
                        f"mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
     path = fetch(name) if kind == "release" else Path(name.removeprefix("local-dir:"))
     if is_timm_folder(path): return load_folder(path, image_size)
-    vit = load_file(path / "encoder.safetensors" if path.is_dir() else path, num_heads, part)
+    if path.is_dir():
+        path = next((f for f in [path / TOWERS] if f.is_file()), path / "encoder.safetensors")
+    model = load_file(path, num_heads, part)
+    vit = image_tower(model)
     if stats := stats_beside(path): vit.pixel_stats = stats
-    return (vit if image_size in (None, vit.patch_embed.img_size[0])
-            else resize_positions(vit, image_size))
+    if image_size not in (None, vit.patch_embed.img_size[0]): resize_positions(vit, image_size)
+    return model
 
 # %% ../../nbs/parts/formats.ipynb #5908eb07
 def encoder_digest(vit: VisionTransformer) -> str:

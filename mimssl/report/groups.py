@@ -177,7 +177,8 @@ EVALUATIONS = dict(
     unsupervised_segmentation="unsupervised segmentation", attention_jaccard="attention Jaccard",
     prompt_segmentation="prompt segmentation", similarity="object similarity", training="training",
     speed="training step", cost="cost", retrieval="retrieval", zero_shot="zero-shot", coco="COCO",
-    detection="detection", ovd="open-vocabulary COCO", lvis="LVIS")
+    detection="detection", ovd="open-vocabulary COCO", lvis="LVIS",
+    open_vocabulary="open-vocabulary detection", region_recognition="region recognition")
 METRICS = dict(
     top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)",
     top1_leave_one_out="top-1, leave-one-out (%)", top1_train="top-1, train gallery (%)",
@@ -249,7 +250,9 @@ MAIN = {"Classes": {e: ("top1",) for e in _TOP1}
         "Videos": dict(davis=("jf", "j", "f")),
         "Images and texts": dict(retrieval=("i2t_r1", "t2i_r1")),
         "Detection": dict(detection=("ap", "apr", "box_ap", "box_apr", "mask_ap", "mask_apr",
-                                     "novel_ap50", "base_ap50", "all_ap50"))}
+                                     "novel_ap50", "base_ap50", "all_ap50"),
+                          open_vocabulary=("novel_ap50", "base_ap50", "all_ap50", "mask_apr"),
+                          region_recognition=("top1", "class_mean"))}
 COSTS = ("hours", "seconds", "cpu_seconds", "peak_mb", "items_per_s", "images_per_s",
          "gflop_per_image", "time_ratio", "flops_ratio")
 LOWER = ("loss", "overlap", *(cost for cost in COSTS if not cost.endswith("_per_s")))

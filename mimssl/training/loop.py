@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Measured', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order',
-           'Requested', 'view_batches', 'as_it_is', 'batches', 'collapse', 'monitor_images', 'GatheredBatchNorm',
-           'synchronise', 'check_batch_norm', 'BatchMeans', 'micro_batch_note', 'Progress', 'TrainingStopped',
-           'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start', 'starting_encoder',
-           'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify', 'lock_files',
-           'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
+           'Requested', 'view_batches', 'as_it_is', 'Collated', 'batches', 'collapse', 'monitor_images',
+           'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'BatchMeans', 'micro_batch_note', 'Progress',
+           'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start',
+           'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify',
+           'lock_files', 'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -38,7 +38,8 @@ from ..methods.method import At, Method, find_method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
-from ..parts.formats import load
+from ..parts.formats import image_tower, load
+from ..parts.image_text import TOWERS, save_image_text
 from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
                                          save_state, save_weights, state_bytes)
@@ -147,16 +148,26 @@ def view_batches(dataset, views: dict, recipe: Recipe, seed: int, finish: bool) 
 
 def as_it_is(batch): return batch
 
+# %% ../../nbs/training/loop.ipynb #8fac1d71
+class Collated(Dataset):
+    "A micro-batch from a list of (epoch, image), of a method's own `items`."
+    def __init__(self, items: Dataset): self.items = items
+
+    def __getitem__(self, requests: list[tuple[int, int]]) -> dict | BadInput:
+        try: return collate_views([self.items[request] for request in requests])
+        except BadInput as error: return error
+
 def batches(dataset, views: dict, recipe: Recipe, seed: int, start: int, stop: int,
-            device: torch.device):
+            device: torch.device, items: Dataset | None = None):
     """This process's micro-batches, their tensors on `device`, where the colours of batched views
-    are computed too if it is an accelerator.
+    are computed too if it is an accelerator. A method's own `items` take the place of `views`.
     """
     order = Order(recipe, seed, len(dataset), start, stop, rank(), world(),
                   getattr(dataset, "order", None))
     fast = device.type != "cpu"
-    source = view_batches(dataset, views, recipe, seed, finish=not fast)
-    steps = batched(views) if fast and recipe.views != "pillow" else None
+    own = Collated(items) if items else None
+    source = own or view_batches(dataset, views, recipe, seed, finish=not fast)
+    steps = batched(views) if fast and not own and recipe.views != "pillow" else None
     workers = settings().workers
     if workers and start < stop:
         check_shared_memory(tensor_bytes(source[next(iter(order))]), workers)
@@ -313,7 +324,7 @@ class Run:
         with seeded(seed, "weights"):
             self.method = make_method(recipe.method, recipe.encoder, recipe.options)
         check_batch_norm(self.method, recipe)
-        self.views = self.method.views()
+        self.views, self.items = self.method.views(), self.method.items(dataset, seed)
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
         self.step, self.log, self.sums, self.waited, self.unread = 0, [], {}, 0., []
@@ -466,6 +477,7 @@ def load_start(run: Run, folder: Path, init_dir: Path | None):
                                                     run.seed):
         raise BadInput(f"{path}: was trained by another version of the recipe '{init.name}'; "
                        f"{how}.")
+    if run.method.start_from(tensors, about | {"options": init.options}, path): return
     if about["method"] != run.recipe.method:
         # another method's decoder or teacher is none of ours
         tensors = {k: x for k, x in tensors.items() if k.startswith("encoder.")}
@@ -478,9 +490,11 @@ def starting_encoder(recipe: Recipe) -> VisionTransformer:
 
     Raises `BadInput` naming what is different, when its architecture is another than the recipe's.
     """
-    vit, size = load(recipe.init.source), recipe.encoder.image_size
+    vit, size = image_tower(load(recipe.init.source)), recipe.encoder.image_size
     # without computing a table
-    with torch.device("meta"): own = build_encoder(replace(recipe.encoder, positions="learned"))
+    with torch.device("meta"):
+        own = build_encoder(replace(recipe.encoder, positions="learned"),
+                            find_method(recipe.method).class_token)
     found, wanted = architecture(vit), architecture(own)
     differ = [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k]
               and k != "img_size"]
@@ -538,7 +552,8 @@ def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 1
 
     Raises `Stopped` after a signal, when the step is done and saved.
     """
-    stream = batches(run.dataset, run.views, run.recipe, run.seed, run.step, stop, run.device)
+    stream = batches(run.dataset, run.views, run.recipe, run.seed, run.step, stop, run.device,
+                     run.items)
     bar = Progress(run.recipe.name, run.step, run.total, run.recipe.batch_size,
                    progress and run.main)
     saved, every = time.monotonic(), run.recipe.save_every * run.per_epoch
@@ -594,6 +609,7 @@ def train(
         dataset = together(lambda: open_dataset(recipe.dataset, recipe.split))
         together(lambda: check_images(dataset, recipe.encoder.patch_size, data))
         run = build_run(recipe, seed, dataset, out_dir, rolling, init_dir)
+        together(lambda: run.method.check_data(dataset))
         together(lambda: run.main and prepare_folders(run, folder, out_dir))
         begin, first = time.monotonic(), run.step
         try: go(run, run.total, rolling, save_seconds, progress)
@@ -663,9 +679,9 @@ def is_done(out_dir: Path, key: str) -> bool:
     try: found = read_json(out_dir / "recipe.json")
     except BadInput: return False
     if found.get("fingerprint") != key: return False
-    sums = found.get("files")
-    wrong = [f for f in RESULTS if not isinstance(sums, dict) or not (out_dir / f).is_file()
-             or checksum(out_dir / f) != sums.get(f)]
+    sums = found["files"] if isinstance(found.get("files"), dict) else {}
+    wrong = [f for f in dict.fromkeys([*RESULTS, *sums])
+             if not (out_dir / f).is_file() or checksum(out_dir / f) != sums.get(f)]
     if wrong:
         print(f"{out_dir / wrong[0]} is not the file that recipe.json describes: cut, changed or "
               f"missing; the run starts again.", flush=True)
@@ -676,12 +692,16 @@ def finish(run: Run, out_dir: Path, key: str, data: str):
     "Write the results; recipe.json last, since it says that the others are complete."
     (out_dir / "recipe.json").unlink(missing_ok=True)
     save_encoder(out_dir / "encoder.safetensors", run.method.evaluated())
+    towers, files = run.method.image_text(), RESULTS
+    if towers:
+        files = (*RESULTS, TOWERS)
+        save_image_text(out_dir / TOWERS, towers)
     save_weights(out_dir / "method.safetensors", run.method,
-                 run.about() | {"fingerprint": key, "seed": run.seed})
+                 run.about() | run.method.facts() | {"fingerprint": key, "seed": run.seed})
     write_records(out_dir / "log.jsonl", run.log)
     content = {"name": run.recipe.name, "fingerprint": key, "data": data, "seed": run.seed,
                "steps": run.total, "recipe": result_of(run.recipe),
-               "files": {f: checksum(out_dir / f) for f in RESULTS}}
+               "files": {f: checksum(out_dir / f) for f in files}}
     parameters = sum(p.numel() for p in run.method.evaluated().parameters())
     card = model_card(content, type(run.method).__doc__ or "", parameters, run.log)
     write_text(out_dir / "MODEL_CARD.md", card)

@@ -16,7 +16,7 @@ from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from ..methods.method import find_method
 from ..parts.encoder import EncoderConfig
-from ..parts.formats import RELEASES, encoder_digest, kind_of, load
+from ..parts.formats import RELEASES, encoder_digest, image_tower, kind_of, load
 from ..parts.schedules import cosine
 
 # %% ../../nbs/training/recipes.ipynb #0d24292a
@@ -113,7 +113,7 @@ class Weights:
 
         Raises `BadInput` for what is no encoder.
         """
-        return encoder_digest(load(self.source))
+        return encoder_digest(image_tower(load(self.source)))
 
 # %% ../../nbs/training/recipes.ipynb #fbcc61f4
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -62,7 +62,8 @@ def method_file(recipe: str) -> Path:
     has a module there that imports it.
     """
     method = PARAMS["recipes"][recipe]["method"]
-    file = module_file(f"mimssl.methods.{method}")
+    from mimssl.methods.method import ABOVE
+    file = module_file(ABOVE.get(method, f"mimssl.methods.{method}").split(":")[0])
     assert file, f"recipe '{recipe}': method '{method}' is no module of mimssl/methods"
     return file
 
@@ -86,7 +87,9 @@ def recipes_of(stage: str) -> list[str]:
         return sorted({sweep["recipe"] for profile in PROFILES
                        for sweep in (profile.get("sweeps") or {}).values() if "recipe" in sweep})
     recipe = given.get("recipe")
-    return PARAMS["study"]["recipes"] if recipe == "${item.recipe}" else [recipe] if recipe else []
+    if recipe != "${item.recipe}": return [recipe] if recipe else []
+    listed = STAGES[stage]["matrix"]["recipe"]           # as '${study.recipes}'
+    return PARAMS["study"][listed.removeprefix("${study.").removesuffix("}")]
 
 
 def expected(stage: str) -> dict[str, set[str]]:

@@ -22,7 +22,8 @@ def in_double():
 def double(batch: dict) -> dict:
     "The batch with its images in float64."
     floats = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
-    return {k: x.double() if floats(x) else x for k, x in batch.items()}
+    known = {k: [double(t) for t in x] for k, x in batch.items() if k == "target"}
+    return {k: x.double() if floats(x) else x for k, x in batch.items()} | known
 
 
 def train(recipe, data, steps: int, noise: float = 0.):
@@ -33,7 +34,8 @@ def train(recipe, data, steps: int, noise: float = 0.):
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in run.method.parameters(): p.mul_(1 + noise * torch.randn(p.shape, generator=g))
-    stream = map(double, batches(data, run.views, recipe, 0, 0, steps, run.device))
+    stream = map(double, batches(data, run.views, recipe, 0, 0, steps, run.device,
+                                 run.items))
     values = [run.advance(stream.__next__) for _ in range(steps)]
     return values, {k: x.contiguous().clone() for k, x in run.method.state_dict().items()}
 
@@ -42,10 +44,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--noise", type=float, nargs="*", default=[0.])
+    parser.add_argument("--recipes", nargs="*", help="default: all")
     given = parser.parse_args()
     in_double()
     with open("params.yaml") as f: params = yaml.safe_load(f)
-    for name, recipe in params["recipes"].items():
+    for name in given.recipes or params["recipes"]:
+        recipe = params["recipes"][name]
         data = open_dataset(recipe["dataset"], "train")
         for noise in given.noise:
             try: values, state = train(read_recipe(params, name), data, given.steps, noise)

@@ -1,5 +1,5 @@
-"A tiny study in a folder of its own: pictures of stripes, settings and recipes."
-import os, subprocess, sys
+"A tiny study in a folder of its own: pictures of stripes, captions, settings and recipes."
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, yaml
 from PIL import Image
@@ -21,7 +21,15 @@ def make_study(home: Path, images: int = 32, size: int = 40, **recipes) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((
             128 + 100 * wave[..., None] * rng.uniform(-1, 1, 3)).astype(np.uint8)).save(file)
-    (home / "settings.ini").write_text("[roots]\nstripes = stripes\n[machine]\ndevice = cpu\n")
+        copy = home / f"captioned/images/{i:03}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    told = [{"file": f"{i:03}.png", "split": "train",
+             "captions": [f"stripes number {i} of kind {i % 4}", f"{i} stripes"]}
+            for i in range(images)]
+    (home / "captioned/captions.json").write_text(json.dumps(told))
+    (home / "settings.ini").write_text("[roots]\nstripes = stripes\nflickr30k = captioned\n"
+                                       "[machine]\ndevice = cpu\n")
     mae = {"method": "mae", "dataset": "stripes", "encoder": ENCODER, "options": MAE, "epochs": 4,
            "batch_size": 8, "optimiser": {"lr": 1e-3, "warmup_epochs": 1}}
     (home / "params.yaml").write_text(yaml.safe_dump({"recipes": {"mae": mae} | {
