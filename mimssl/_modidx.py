@@ -125,6 +125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mimssl/data/batched_views.py'),
                                            'mimssl.data.batched_views.on_rows': ( 'data/batched_views.html#on_rows',
                                                                                   'mimssl/data/batched_views.py'),
+                                           'mimssl.data.batched_views.one_thread': ( 'data/batched_views.html#one_thread',
+                                                                                     'mimssl/data/batched_views.py'),
                                            'mimssl.data.batched_views.per_row': ( 'data/batched_views.html#per_row',
                                                                                   'mimssl/data/batched_views.py'),
                                            'mimssl.data.batched_views.saturation': ( 'data/batched_views.html#saturation',

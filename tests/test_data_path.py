@@ -1,5 +1,7 @@
 "Shards, the image cache and loading processes: the same bits however images reach the step."
-import shutil, signal
+import shutil, signal, subprocess
+from contextlib import contextmanager
+import pytest
 from mimssl.training.checkpoints import load_state
 from support.forks import Forks
 from support.tiny import make_study
@@ -59,3 +61,37 @@ def test_workers_and_cache_change_no_bit(tmp_path):
             assert ("cannot be kept" in text) == (name == "none"), text
             shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
     assert weights(tmp_path, "plain") == weights(tmp_path, "worker") == weights(tmp_path, "none")
+
+
+@contextmanager
+def small_disk(folder, kilobytes: int = 3000, free: int = 24):
+    "A file system of 3 MB with 24 kB free; skips where none may be mounted."
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        (folder / "junk").write_bytes(bytes(1024 * (kilobytes - free)))
+        yield folder
+    finally: subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_no_images_and_ends_nothing(tmp_path):
+    make_study(tmp_path)
+    look = """
+import numpy as np
+from mimssl.data.image_cache import Form, stored
+from mimssl.data.sources import open_dataset
+data = open_dataset("stripes", "train")
+found = stored(data, Form())
+assert found.folder is None
+for i in range(len(data)):
+    assert found.pixels(i).numpy().tobytes() == np.asarray(data[i]["image"]).tobytes()
+"""
+    with small_disk(tmp_path / "full") as full, Forks(tmp_path) as run:
+        script = (SETTING.format(name="MIMSSL_OUTPUTS", value=full)
+                  + SETTING.format(name="MIMSSL_IMAGE_CACHE", value=1))
+        status, text = run(script + look)
+        assert status == 0 and text.count("\n") == 1, text
+        assert "cannot be kept" in text and "the disk is full" in text, text
+        assert not list(full.glob("local/images/*")) and not list(full.glob("local/images/.*.tmp"))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['JITTER', 'PIECE', 'uniforms', 'crop_boxes', 'cut', 'Step', 'batched_step', 'on_rows', 'per_row', 'grey', 'blend',
            'brightness', 'contrast', 'saturation', 'hue', 'jitter_parameters', 'blur_taps', 'blur', 'BatchedView',
-           'ViewBatches', 'facts', 'batched', 'finish_batch']
+           'one_thread', 'ViewBatches', 'facts', 'batched', 'finish_batch']
 
 # %% ../../nbs/data/batched_views.ipynb #633747e9
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
 import numpy as np
@@ -279,6 +280,17 @@ class BatchedView:
         for step in self.steps: x, u = step.run(x, u[:, :step.draws]), u[:, step.draws:]
         return self.normalise(x)
 
+# %% ../../nbs/data/batched_views.ipynb #6145a517
+@contextmanager
+def one_thread():
+    """Inside, torch computes with one thread: views are many short operations, and on a busy
+    machine each would wait for the other threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 # %% ../../nbs/data/batched_views.ipynb #3d8a6355
 class ViewBatches(Dataset):
     """Whole batches of views: `batches[requests]` for a list of (epoch, number).
@@ -303,7 +315,8 @@ class ViewBatches(Dataset):
     def __len__(self): return len(self.images)
 
     def __getitem__(self, requests: list[tuple[int, int]]) -> dict | BadInput:
-        try: return self._batch(requests)
+        try:
+            with one_thread(): return self._batch(requests)
         except BadInput as error: return error
 
     def _batch(self, requests):

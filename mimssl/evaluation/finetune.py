@@ -326,9 +326,8 @@ def eval_finetune(
     labels, found = bench.matched_labels()
     test.targets = found.tolist()                     # in the numbers of the training folders
     if lists:
-        subsets = [
-            read_subset(path, train.files, labels)
-            for path in ([Path(lists)] if Path(lists).is_file() else list_files(lists, fraction))]
+        paths = [Path(lists)] if Path(lists).is_file() else list_files(lists, fraction)
+        subsets = [read_subset(path, train.files, labels) for path in paths]
     else:
         subsets = ([draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1
                    else [torch.arange(len(labels))])
