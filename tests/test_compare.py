@@ -163,7 +163,7 @@ def test_splits_and_seed_of_an_evaluation(home, capsys):
             for p in protocols("--splits", "train,train", "--eval-seed", "7", "--baselines")} == {(
                 "train", 7)}
     for argv, sentence in ((["--splits", "train,test"],
-                            "data set 'stripes' has no split 'test'; it has train, val"),
+                            "data set 'stripes' has no split 'test'; it has train"),
                            (["--splits", "train"], "give two names")):
         assert (main(["evaluate", *quick, "--model", "nothing.safetensors", *argv]) == 1
                 and sentence in capsys.readouterr().err)  # before the model

@@ -382,7 +382,7 @@ FILM = ["--set", "davis.short_side=16", "davis.multiple=8"]
     [
         (
             2, np.zeros((16, 24)), True, [],
-            "00002.png: not the size of its image, 48x32; both must agree"
+            "00002.png: not the size of its image, 48x32 as it is seen; both must agree"
         ),
         (
             2,
@@ -411,7 +411,7 @@ def test_wrong_masks_of_films(own, frame, content, palette, more, expected):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("content, expected", [
-    (np.zeros((16, 48)), "1.png: not the size of its image, 48x32; both must agree"),
+    (np.zeros((16, 48)), "1.png: not the size of its image, 48x32 as it is seen; both must agree"),
     (np.zeros((32, 48, 3)), "1.png: a label picture holds one id per pixel, this one is RGB"),
     (np.full((32, 48), 40), "1.png: has the label 40, but the data set names 11 classes"),
 ])
@@ -435,18 +435,15 @@ def test_labels_without_names(own):
         (dict(width=32), "0.png: 48x32 pixels, but "),
         (
             dict(segmentation="mask.png"),
-            (
-                "annotation 1 has no segmentation of its image's 48x32 pixels; give polygons or a "
-                "whole run-length code"
-            ),
+            "annotation 1: its segmentation is not polygons or a run-length code",
         ),
         (
             dict(segmentation={"size": [32, 48], "counts": "abc"}),
-            "annotation 1 has no segmentation",
+            "annotation 1: its run-length code is damaged",
         ),
         (
             dict(segmentation={"size": [16, 16], "counts": [0, 256]}),
-            "annotation 1 has no segmentation",
+            "annotation 1: its segmentation is of size [16, 16]",
         ),
     ],
 )
@@ -482,7 +479,7 @@ def test_explore_and_compare_refuse(home):
             (["explore", "--models", "none.safetensors", "--images", photo],
              "no such file of weights"),
             (["explore", "--models", "encoder.safetensors", "--images", "none.png"],
-             "none.png: cannot be read as an image (no such file)"),
+             "none.png: no such file"),
             (["explore", "--models", "encoder.safetensors", "--images", photo, "--size", 33],
              "size 33 is not a multiple of the patch size 8"),
             (["explore", "--models", "encoder.safetensors", "encoder.safetensors",

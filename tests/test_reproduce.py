@@ -8,6 +8,7 @@ SMALL = [
     "study.datasets=[scenes]",
     "study.recipes=[mae]",
     "study.evaluated=[mae]",
+    "study.detectors=[]",
     "study.seeds=[0]",
     "study.suite={knn: {ks: [10]}, linear: {epochs: 3}}",
     *(
