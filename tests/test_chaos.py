@@ -1,11 +1,11 @@
 """What may happen to a run: kills and signals at random moments, a second start, a full disk, cut
 files, disks that nodes do not share. MIMSSL_KILLS=100 kills more often; the seed is printed.
 """
-import json, os, random, signal, socket, subprocess, sys, time
+import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, yaml
 from mimssl.methods.method import find_method, method_names
-from support.tiny import ENCODER, MAE, environment, make_study
+from support.tiny import ENCODER, MAE, environment, make_study, ranks
 
 KILLS = int(os.environ.get("MIMSSL_KILLS", "3"))
 SEED = int(os.environ.get("MIMSSL_SEED", time.time_ns() % 10_000))
@@ -144,16 +144,11 @@ def test_two_generators_of_scenes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["scenes"]
 
 
-def ranks(home: Path, count: int, outputs=None, **more) -> list[subprocess.Popen]:
+def started(home: Path, count: int, outputs=None, **more) -> list[subprocess.Popen]:
     "A training of the recipe mae on `count` processes."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    return [slow(home, "pretrain", "--recipe", "mae", "--out", "run", RANK=str(r),
-                 LOCAL_RANK=str(r), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
-                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+    return [slow(home, "pretrain", "--recipe", "mae", "--out", "run", **one,
                  **({"MIMSSL_OUTPUTS": outputs[r]} if outputs else {}), **more)
-            for r in range(count)]
+            for r, one in enumerate(ranks(count))]
 
 
 def test_ranks_with_disks_of_their_own_and_a_lost_rank(tmp_path):

@@ -1,12 +1,12 @@
 """The detector from end to end on a few generated scenes: trained through the loop from an
 image-text model, resumed, on two processes, evaluated, and asked about a photo.
 """
-import json, signal, socket
+import json, signal
 import pytest, torch
 from safetensors.torch import load_file
 from mimssl.data.scenes import generate
 from support.forks import Forks
-from support.tiny import make_study, start
+from support.tiny import make_study, ranks, start, wait_for
 
 RUN = "import sys; from mimssl.cli import main; sys.exit(main({argv!r}))"
 KILLED = """
@@ -90,19 +90,8 @@ def test_workers_change_nothing(home, run, trained):
 
 
 def test_two_processes_equal_one(home):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    both = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     argv = ["steps.py", "--steps", 3, "--recipes", "alone"]
-    jobs = [start(home, *argv),
-            *(start(home, *argv, **both, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2))]
-    try:
-        for job in jobs:
-            text = job.communicate(timeout=600)[0]
-            assert job.returncode == 0, text
-    finally:
-        for job in jobs: job.kill()
+    wait_for([start(home, *argv), *(start(home, *argv, **r) for r in ranks(2))])
     one, two = (json.loads((home / f"alone-0-of-{n}.json").read_text()) for n in (1, 2))
     assert not isinstance(one, str) and not isinstance(two, str), (one, two)
     for a, b in zip(one, two):

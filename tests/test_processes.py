@@ -3,11 +3,11 @@ forms: losses, monitors, gradient, weights, buffers.
 
 Computed in float64 (support/steps.py), where rounding is far below what a wrong reduction changes.
 """
-import json, socket
+import json
 import pytest, torch
 from safetensors.torch import load_file
 from mimssl.methods.method import find_method, method_names, tiny_forms
-from support.tiny import make_study, start
+from support.tiny import make_study, ranks, start, wait_for
 
 # a method, or a method and a word for the form -> its options for a tiny encoder
 CASES = {f"{name}-{form}".strip("-"): options
@@ -30,19 +30,9 @@ def trained(tmp_path_factory):
                            "dataset": "flickr30k" if captions(case) else "stripes"}
     captions = lambda case: find_method(case.split("-")[0]).needs_captions
     make_study(home, **{case: recipe(case) for case in CASES})
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     argv = ["steps.py", "--steps", STEPS]
-    both = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    jobs = [start(home, *argv, "--noise", 0, NOISE)]
-    jobs += [start(home, *argv, **both, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
-    try:
-        for job in jobs:
-            text = job.communicate(timeout=600)[0]
-            assert job.returncode == 0, text
-    finally:
-        for job in jobs: job.kill()
+    wait_for([start(home, *argv, "--noise", 0, NOISE),
+              *(start(home, *argv, **r) for r in ranks(2))])
     return home
 
 

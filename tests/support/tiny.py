@@ -1,5 +1,5 @@
 "A tiny study in a folder of its own: pictures of stripes, captions, settings and recipes."
-import json, os, shutil, subprocess, sys
+import json, os, shutil, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, yaml
 from PIL import Image
@@ -50,3 +50,22 @@ def start(home: Path, *argv, **env) -> subprocess.Popen:
     command = [sys.executable, Path(__file__).with_name(script), *map(str, rest)]
     return subprocess.Popen(command, cwd=home, env=environment(**env), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def ranks(count: int) -> list[dict]:
+    "What torchrun tells each of `count` processes of this machine, as environment variables."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    return [dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
+                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(count)]
+
+
+def wait_for(jobs: list[subprocess.Popen], seconds: float = 600):
+    "Wait until all have ended well; none is left running."
+    try:
+        for job in jobs:
+            text = job.communicate(timeout=seconds)[0]
+            assert job.returncode == 0, text
+    finally:
+        for job in jobs: job.kill()
