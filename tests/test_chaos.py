@@ -154,7 +154,7 @@ def started(home: Path, count: int, outputs=None, **more) -> list[subprocess.Pop
 def test_ranks_with_disks_of_their_own_and_a_lost_rank(tmp_path):
     make_study(tmp_path)
     places = lambda node: list(tmp_path.glob(f"{node}/local/checkpoints/*/rolling.pt"))
-    jobs = ranks(tmp_path, 2, ("node0", "node1"))
+    jobs = started(tmp_path, 2, ("node0", "node1"))
     wait_for(lambda: places("node0"), jobs[0])
     jobs[1].kill()                                        # a rank dies
     begin = time.monotonic()
@@ -163,7 +163,7 @@ def test_ranks_with_disks_of_their_own_and_a_lost_rank(tmp_path):
     assert time.monotonic() - begin < 60 and text.count("\n") == 0
     heard(jobs[1])
     assert places("node0") and not places("node1")
-    for code, text in map(heard, ranks(tmp_path, 2, ("node0", "node1"))):
+    for code, text in map(heard, started(tmp_path, 2, ("node0", "node1"))):
         assert code == 1, text
         assert not text or "the processes do not agree: the step to continue from is" in text
-    for code, text in map(heard, ranks(tmp_path, 2, ("node0", "node0"))): assert code == 0, text
+    for code, text in map(heard, started(tmp_path, 2, ("node0", "node0"))): assert code == 0, text
