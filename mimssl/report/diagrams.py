@@ -98,7 +98,7 @@ def draw_arrow(ax, way: np.ndarray, label: str, kind: str) -> None:
         if len(way) > 2 and flat == 0: x = min(x, way[0][0] + .08 + wide / 2)
         ax.text(x, y - .04, label, fontsize=LABEL, color=colour, ha="center", va="bottom")
 
-
+# %% ../../nbs/report/diagrams.ipynb #0afb7740
 def draw_flow(boxes: dict, arrows: list, width: float = PAGE):
     """A data-flow diagram. `boxes`: name -> (column, row, text) or (column, row, text, kind), kinds
     in `BOXES`; `arrows`: (from, to), then what is told: label, kind in `ARROWS`, and 'row' or
