@@ -42,6 +42,7 @@ def eval_attention_jaccard(
     objects: str | None = None,   # one of objects.KINDS; None: instances where there are some
     # resize of the positions: 'dino' (bicubic by factor), 'bicubic' or 'bilinear'
     positions: str = "dino",
+    interpolation: str = "bilinear",   # resize of the picture, as the official script; or 'bicubic'
 ) -> list[tuple]:
     """Jaccard index in percent of the last block's attention heads with the objects of the test
     pictures, the best head for each object.
@@ -52,6 +53,8 @@ def eval_attention_jaccard(
                        "evaluation for this one.")
     if not 0 < mass < 1:
         raise BadInput(f"mass is {mass}; give a share of the attention between 0 and 1.")
+    if interpolation not in ("bilinear", "bicubic"):
+        raise BadInput(f"interpolation is '{interpolation}'; use bilinear or bicubic.")
     data, (size, patch) = bench.data("test"), squashed_side(bench.vit, size)
     kind = object_kind(data, objects)
     dense_blocks(bench.vit, positions=positions)
@@ -63,15 +66,16 @@ def eval_attention_jaccard(
         found, _, _ = object_masks(data, i, item, kind)
         found = found[found.any(2).any(1)]
         if not len(found): continue
-        attention = last_attention(vit, square(item["image"], size)[None].to(bench.device),
-                                   positions)[0].cpu()  # (heads, h, w)
+        attention = last_attention(
+            vit, square(item["image"], size, interpolation)[None].to(bench.device),
+            positions)[0].cpu()  # (heads, h, w)
         means[str(item.get("name", i))] = attention_jaccard(
             attention_masks(attention.flatten(1), mass).view(attention.shape), found).mean().item()
         count += len(found)
     if not means: raise BadInput("no image has an object; use a data set with masks.")
     return [("jaccard", 100 * float(np.mean([*means.values()])),
              len(means), dict(size=size, patch=patch, mass=mass, objects=kind, positions=positions,
-                              num_objects=count), means)]
+                              interpolation=interpolation, num_objects=count), means)]
 
 # %% ../../nbs/evaluation/attention_jaccard.ipynb #d7c27812
 EVALUATIONS = {"attention_jaccard": Evaluation(eval_attention_jaccard)}

@@ -19,11 +19,12 @@ from ..parts.backbone import Backbone, need_plain
 from ..parts.encoder import embed_patches, patch_positions, patchify, prefix_tokens
 
 # %% ../../nbs/evaluation/dense.ipynb #3962bb73
-def square(image, size: int) -> torch.Tensor:
-    """A PIL image resized (not cropped) to `size` x `size`, bicubic with antialias,
-    ImageNet-normalised: (3, size, size).
+def square(image, size: int, interpolation: str = "bicubic") -> torch.Tensor:
+    """A PIL image resized (not cropped) to `size` x `size`, 'bicubic' or 'bilinear' with antialias,
+    ImageNet-normalised: (3, size, size) float32.
     """
-    return v2.Compose(to_normalised())(TF.resize(image, [size, size], v2.InterpolationMode.BICUBIC))
+    mode = v2.InterpolationMode(interpolation)
+    return v2.Compose(to_normalised())(TF.resize(image, [size, size], mode))
 
 # %% ../../nbs/evaluation/dense.ipynb #8e11454c
 def own_pixels(vit, images: torch.Tensor) -> torch.Tensor:

@@ -111,14 +111,14 @@ class LowShotForm:
     "A paper's low-shot regression."
     lambd: float               # regularisation; scikit-learn's C is 1 / lambd
     pooling: str
-    norm: bool
+    norm: bool                 # the final LayerNorm; another value by the feature option `norm`
     interpolation: str = "bilinear"
     centre_test: bool = True   # pre-process the test rows too
     max_iter: int = 1000       # of L-BFGS
     tol: float = 1e-6          # on the gradient
 
 LOWSHOT_FORMS = {
-    "msn": LowShotForm(2.5e-4, "cls", True),
+    "msn": LowShotForm(2.5e-4, "cls", False),   # MSN's `forward_blocks` has no final norm
     "moca": LowShotForm(.1, "mean", False, max_iter=300, tol=1e-4),
     "mae_ct": LowShotForm(2.5e-4, "cls", False, "bicubic", False),
 }

@@ -180,7 +180,8 @@ EVALUATIONS = dict(
     detection="detection", ovd="open-vocabulary COCO", lvis="LVIS",
     open_vocabulary="open-vocabulary detection", region_recognition="region recognition")
 METRICS = dict(
-    top1="top-1 accuracy (%)", top5="top-5 accuracy (%)", top1_paper="top-1, the paper's way (%)",
+    top1="top-1 accuracy (%)", top5="top-5 accuracy (%)",
+    top5_voted="top-5 among voted classes (%)", top1_paper="top-1, the paper's way (%)",
     top1_leave_one_out="top-1, leave-one-out (%)", top1_train="top-1, train gallery (%)",
     acc="accuracy (%)", accuracy="accuracy (%)", aacc="pixel accuracy (%)",
     macc="mean class accuracy (%)", miou="mIoU (%)", iou="IoU (%)", mbo="best overlap (%)",
