@@ -447,7 +447,8 @@ def tell(records: list[dict], out=None):
     print("\n".join(rows(records)))
 
 SHOWN = ("split", "eval_seed", "k", "temperature", "chosen_temperature", "selection", "gallery",
-         "shots", "labels", "size", "short", "short_side", "centre", "chosen_threshold", "objects")
+         "shots", "labels", "size", "short", "short_side", "multiple", "resize", "limit", "norm",
+         "interpolation", "centre", "chosen_threshold", "objects")
 
 def rows(records: list[dict]) -> list[str]:
     "Records for reading, in columns."
