@@ -38,7 +38,7 @@ def light_view(size: int, scale) -> v2.Compose:
     return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, blur, *to_normalised()])
 
 def mmc_views(size: int, local_size: int, o: "MMCOptions") -> dict[str, list]:
-    "Two global crops, and the small ones if a loss uses them."
+    "Two global crops, and the local ones if a loss uses them."
     local = o.local_crops if o.cls_weight else 0
     if o.augmentation == "strong":
         return multi_crop(size, local_size, local, o.global_scale, o.local_scale)
@@ -120,9 +120,9 @@ def patch_weights(mask: torch.Tensor) -> torch.Tensor:
 # %% ../../nbs/methods/mmc.ipynb #3398457f
 def class_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float,
                    pairs: str = "cross", two_tau: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's projections of all crops (S, B, E), large ones first, and the teacher's of the two
-    large ones (2, B, E), of any length -> loss, and the share of queries from global crops that
-    find their key. Keys of all processes are compared and take no gradient.
+    """Student's projections of all crops (S, B, E), global ones first, and the teacher's of the
+    two global ones (2, B, E), of any length -> loss, and the share of queries from global crops
+    that find their key. Keys of all processes are compared and take no gradient.
     """
     (S, B), T = queries.shape[:2], len(keys)
     q, k = F.normalize(queries.float(), dim=-1), F.normalize(keys.detach().float(), dim=-1)
