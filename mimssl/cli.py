@@ -414,6 +414,7 @@ def splits_of(dataset: str, given: str | None = None) -> tuple[str, str]:
                            f"{', '.join(known)}.")
     return splits
 
+# %% ../nbs/cli.ipynb #f3f8823f
 def evaluate(args):
     "Evaluate an encoder; prints the numbers and appends their records to a file."
     check_out(args.out)
@@ -471,6 +472,7 @@ def rows(records: list[dict]) -> list[str]:
     return ["  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths)), row[4].rjust(widths[4]),
                        row[5]]).rstrip() for row in table]
 
+# %% ../nbs/cli.ipynb #940abf52
 def written(record: dict) -> str:
     "The value of a record: percentages and large numbers with two decimals, fractions with three."
     from mimssl.report.groups import metric_name

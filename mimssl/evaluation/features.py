@@ -226,6 +226,7 @@ def of_all(features: list, labels: torch.Tensor, sizes: list[int], most: int):
     else: features, labels = [[x.cpu()] for x in features], [labels]
     for r, size in enumerate(sizes): yield [x[r][:size] for x in features], labels[r][:size]
 
+# %% ../../nbs/evaluation/features.ipynb #c3286415
 def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128,
            workers: int | None = None, progress: bool = True):
     """Yield (features of each spec, labels) batch by batch, on the CPU and in the order of
@@ -342,6 +343,7 @@ def agreed(fingerprint: str, device: torch.device) -> str:
                        "file, or evaluate with one process.")
     return fingerprint
 
+# %% ../../nbs/evaluation/features.ipynb #86c5a0d9
 def extract_all(
     vit,                             # any timm VisionTransformer
     dataset,                         # items with `image` (PIL, RGB) and, if any, `label`

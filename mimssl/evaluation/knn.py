@@ -93,6 +93,7 @@ def nearest(
                 merged[:, :k], torch.cat([index[q:q + tile], where + g], 1).gather(1, order[:, :k]))
     return best_of_all(values, index)
 
+# %% ../../nbs/evaluation/knn.ipynb #28d11ec8
 def best_of_all(values: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest k among the similarities (Q, k) that all processes found, and their positions;
     the lower first where they are equal.
