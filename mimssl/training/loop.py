@@ -45,8 +45,8 @@ from ..parts.image_text import TOWERS, save_image_text
 from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
                                          save_state, save_weights, state_bytes)
-from .recipes import (Optimiser, Recipe, Weights, lr_at, resolve, result_of,
-                                     weight_decay_at)
+from .recipes import (Optimiser, Recipe, Weights, chosen_precision, lr_at, resolve,
+                                     result_of, weight_decay_at)
 from .survival import Signals, agree, gather_texts, held, telling, together
 
 # %% ../../nbs/training/loop.ipynb #ddedd510
@@ -352,7 +352,8 @@ class NotFinite(ArithmeticError):
 
 def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     "Accelerate for this device, precision and the processes that torchrun started."
-    if device.type == "cpu" and recipe.precision == "fp16":
+    precision = chosen_precision(recipe.precision, device)
+    if device.type == "cpu" and precision == "fp16":
         raise BadInput(f"recipe '{recipe.name}': precision fp16 needs a GPU; use fp32.")
     # another run of this process may have had another precision
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -360,8 +361,8 @@ def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     # methods keep their buffers equal themselves, and may freeze layers for a while
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False,
                                         find_unused_parameters=find_method(recipe.method).may_skip)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if recipe.precision == "fp32"
-                       else recipe.precision, kwargs_handlers=[ddp])
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp],
+                       mixed_precision="no" if precision == "fp32" else precision)
 
 # %% ../../nbs/training/loop.ipynb #4363fd7c
 class Run:

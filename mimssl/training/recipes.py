@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'VIEWS', 'FORMAT', 'Group', 'Optimiser', 'lr_at', 'weight_decay_at', 'Weights', 'KnnCurve', 'Recipe',
-           'canonical', 'resolve', 'result_of', 'read_init', 'read_recipe']
+           'canonical', 'chosen_precision', 'resolve', 'result_of', 'read_init', 'read_recipe']
 
 # %% ../../nbs/training/recipes.ipynb #34e74cb8
-import hashlib, json, re
+import hashlib, json, re, torch
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from ..data.options import build, closest
 from ..data.pieces import patch_to
-from ..data.settings import BadInput
+from ..data.settings import BadInput, pick_device, settings
 from ..methods.method import find_method
 from ..parts.encoder import EncoderConfig
 from ..parts.formats import RELEASES, encoder_digest, image_tower, kind_of, load
@@ -116,7 +116,7 @@ class Weights:
         return encoder_digest(image_tower(load(self.source)))
 
 # %% ../../nbs/training/recipes.ipynb #fbcc61f4
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 VIEWS = ("batched", "full", "pillow")
 FORMAT = 1   # raised when the same recipe would train differently
 
@@ -155,7 +155,7 @@ class Recipe:
     accumulate: int = 1                # micro-batches of one optimiser step
     optimiser: Optimiser = field(default_factory=Optimiser)
     views: str = "batched"             # 'batched', 'full' (of whole images), 'pillow' (one by one)
-    precision: str = "fp32"            # 'fp32', 'bf16' or 'fp16'
+    precision: str = "auto"            # 'auto' (`chosen_precision`), 'fp32', 'bf16' or 'fp16'
     compile: bool = False              # torch.compile of the transformer blocks
     # the recipe whose final state, or the encoder whose weights, initialise this run
     init: "Recipe | Weights | None" = None
@@ -219,15 +219,24 @@ def canonical(*values) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
+def chosen_precision(name: str, device=None) -> str:
+    """What the precision `name` means on `device` (default: this machine's): 'auto' is bf16 on an
+    accelerator that computes in it, else fp32.
+    """
+    if name != "auto": return name
+    device = pick_device(settings().device) if device is None else device
+    own = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if own else "fp32"
+
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with its method's default options written out.
+    """The recipe with its method's default options and its precision written out.
 
     Raises `BadInput` for an unknown option.
     """
     cls = find_method(recipe.method).Options
     options = (asdict(build(cls, recipe.options, f"method '{recipe.method}'")) if cls
                else recipe.options)
-    return replace(recipe, options=options,
+    return replace(recipe, options=options, precision=chosen_precision(recipe.precision),
                    init=resolve(recipe.init) if isinstance(recipe.init, Recipe) else recipe.init)
 
 def result_of(recipe: Recipe) -> dict:
