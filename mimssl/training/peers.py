@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'LIBRARIES', 'TITLES', 'missing', 'LightlyMAE', 'HuggingF
            'neighbour_rows', 'beside_records', 'table_text', 'compare']
 
 # %% ../../nbs/training/peers.ipynb #c04e3873
-import importlib.util, statistics, time, torch
+import importlib.util, statistics, torch, warnings
 import torch.nn.functional as F
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,12 +42,13 @@ class LightlyMAE(nn.Module):
         super().__init__()
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
         vit = build_encoder(encoder)
-        self.patch, self.tokens, self.ratio = encoder.patch_size, 1 + encoder.num_patches, mask_ratio
-        self.encoder = MaskedVisionTransformerTIMM(vit=vit)
-        self.decoder = MAEDecoderTIMM(
-            num_patches=encoder.num_patches, patch_size=self.patch, embed_dim=vit.embed_dim,
-            decoder_embed_dim=decoder_dim, decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_heads, mlp_ratio=4.)
+        self.patch, self.tokens = encoder.patch_size, 1 + encoder.num_patches
+        self.ratio, self.encoder = mask_ratio, MaskedVisionTransformerTIMM(vit=vit)
+        with warnings.catch_warnings(action="ignore"):   # its successor lacks embed and predict
+            self.decoder = MAEDecoderTIMM(
+                num_patches=encoder.num_patches, patch_size=self.patch, embed_dim=vit.embed_dim,
+                decoder_embed_dim=decoder_dim, decoder_depth=decoder_depth,
+                decoder_num_heads=decoder_heads, mlp_ratio=4.)
 
     def forward(self, images):
         from lightly.models import utils
@@ -78,6 +79,7 @@ class HuggingFaceMAE(nn.Module):
 
     def forward(self, images): return self.mae(pixel_values=images).loss
 
+# %% ../../nbs/training/peers.ipynb #f0905d07
 class PlainMAE(nn.Module):
     "The textbook's steps on timm's blocks (`EmbedAllMAE`)."
     def __init__(self, encoder: EncoderConfig, **options):
@@ -125,6 +127,7 @@ def rows_of(names: list[str], times: list[list[float]], scale: float,
     return [Beside(n, scale * statistics.median(t), ratio(t), f)
             for n, t, f in zip(names, times, flops)]
 
+# %% ../../nbs/training/peers.ipynb #4c3368c2
 def step_rows(encoder: EncoderConfig, batch: int, decoder: dict, device="cpu", rounds: int = 15,
               compile: bool = False) -> list[Beside]:
     "A training step of MAE: ours, then every library's."
@@ -160,6 +163,7 @@ class PeerTraining:
     def __call__(self):
         for _ in range(self.steps): self.step(next(self.images).to(self.step.images.device))
 
+# %% ../../nbs/training/peers.ipynb #4f40b972
 class OwnTraining:
     "Calling it makes `steps` training steps of the loop."
     def __init__(self, dataset, encoder, batch: int, steps: int, decoder: dict, name: str):
@@ -227,6 +231,7 @@ def table_text(kind: str, rows: list[Beside]) -> str:
         f"  {r.library:<36}{r.milliseconds:>10.2f}{r.ratio:>15.2f}"
         f"{'' if r.gflop is None else f'{r.gflop:9.2f}'}" for r in rows])
 
+# %% ../../nbs/training/peers.ipynb #1165aa9f
 def compare(nearest: Callable, device="cpu", rounds: int = 15, quick: bool = False) -> list[dict]:
     """Print all tables and return their records; `quick` takes networks too small to tell, for
     tests.
