@@ -72,8 +72,9 @@ class FeatureDecoder(MAEDecoder):
     """MAE's decoder without a class token: visible tokens -> a prediction at every patch, or at the
     masked ones.
     """
-    def __init__(self, grid: int, in_dim: int, out_dim: int, dim: int, depth: int, num_heads: int):
-        super().__init__(grid, in_dim, out_dim, dim, depth, num_heads)
+    def __init__(self, grid: int, in_dim: int, out_dim: int, dim: int, depth: int, num_heads: int,
+                 mlp_ratio: float = 4.):
+        super().__init__(grid, in_dim, out_dim, dim, depth, num_heads, mlp_ratio)
         self.pos_embed = fixed_positions(dim, grid, num_prefix_tokens=0)
 
     def decode(self, tokens: torch.Tensor, keep: torch.Tensor,
@@ -200,7 +201,7 @@ class CFMViT(Method):
         if o.rec_weight:
             out_dim = 3 * encoder.patch_size ** 2 if o.target == "pixels" else D
             self.decoder = FeatureDecoder(encoder.grid, D, out_dim, o.decoder_dim, o.decoder_depth,
-                                          o.decoder_heads)
+                                          o.decoder_heads, encoder.mlp_ratio)
             if o.target == "momentum": self.teacher = copy_as_teacher(self.encoder)
 
     def views(self) -> dict[str, list]:

@@ -46,6 +46,10 @@ class EncoderConfig:
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "image_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
+        if int(self.mlp_ratio * self.embed_dim) < 1:
+            raise BadInput(f"encoder: mlp_ratio {self.mlp_ratio} leaves no hidden unit; raise it.")
+        if not 0 <= self.drop_path < 1:
+            raise BadInput(f"encoder: drop_path is {self.drop_path}; give 0 or more, below 1.")
         if self.image_size < self.patch_size or self.image_size % self.patch_size:
             raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size "
                            f"{self.patch_size}; change one of them.")
