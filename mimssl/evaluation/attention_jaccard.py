@@ -48,8 +48,7 @@ def eval_attention_jaccard(
     """
     need_plain(bench.vit, "an attention map")
     if bench.vit is None or not bench.vit.has_class_token:
-        raise BadInput("attention maps need an encoder with a class token; choose another "
-                       "evaluation for this one.")
+        raise BadInput("attention maps need an encoder with a class token; take another one.")
     if not 0 < mass < 1:
         raise BadInput(f"mass is {mass}; give a share of the attention between 0 and 1.")
     if interpolation not in ("bilinear", "bicubic"):

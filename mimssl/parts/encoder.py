@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIZES', 'EncoderConfig', 'sincos_table', 'build_encoder', 'init_xavier', 'patchify', 'unpatchify', 'gather_tokens',
            'embed_patches', 'split_positions', 'prefix_tokens', 'run_blocks', 'encode_patches', 'encode',
-           'patch_positions', 'resize_positions', 'architecture', 'save_encoder', 'load_encoder']
+           'patch_positions', 'resize_positions', 'architecture', 'save_encoder', 'from_architecture',
+           'check_architecture', 'load_encoder']
 
 # %% ../../nbs/parts/encoder.ipynb #3d024c5f
 import json, torch
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import check_sum, reason, replacing
+from ..data.files import check_sum, parse_json, reason, replacing
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
 
@@ -254,11 +255,33 @@ def save_encoder(path, vit: VisionTransformer) -> Path:
         save_file(state, tmp, {"architecture": json.dumps(architecture(vit))})
     return path
 
+# %% ../../nbs/parts/encoder.ipynb #4c0d7e21
+def from_architecture(args: dict) -> VisionTransformer:
+    "A ViT with random weights from what `architecture` says of one."
+    pool = "avg" if args["fc_norm"] or not args["class_token"] else "token"
+    return VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                             global_pool=pool, **args)
+
+def check_architecture(args: dict, state: dict, path):
+    """Raises `BadInput` unless `args` are what `architecture` says of a ViT with the tensors
+    `state`; before any of them has taken memory. `path` is the file in the message.
+    """
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    try:
+        with torch.device("meta"):
+            vit = from_architecture(args) if args["depth"] == len(blocks) else None
+        shapes = [{k: x.shape for k, x in found.items()} for found in (vit.state_dict(), state)]
+        fits = shapes[0] == shapes[1] and set(architecture(vit)) <= set(args)
+    except Exception: fits = False   # timm raises every kind for arguments that are none
+    if not fits:
+        raise BadInput(f"{path}: its architecture is not that of its tensors; write it again, with "
+                       f"mimssl.parts.encoder.save_encoder.")
+
 # %% ../../nbs/parts/encoder.ipynb #130e1158
 def load_encoder(path) -> VisionTransformer:
     """The timm ViT that `save_encoder` wrote, on the CPU in eval mode.
 
-    Raises `BadInput` for another kind of file.
+    Raises `BadInput` for another kind of file, and where its architecture and tensors do not agree.
     """
     path = Path(path)
     if not path.is_file():
@@ -274,9 +297,8 @@ def load_encoder(path) -> VisionTransformer:
     if "architecture" not in meta:
         raise BadInput(f"{path}: holds no encoder written by this project (no architecture in its "
                        f"metadata).")
-    args = json.loads(meta["architecture"])
-    vit = VisionTransformer(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-                            global_pool="avg" if args["fc_norm"]
-                            or not args["class_token"] else "token", **args)
+    args = parse_json(meta["architecture"], dict, f"{path}: its architecture", "write it again")
+    check_architecture(args, state, path)
+    vit = from_architecture(args)
     vit.load_state_dict(state)
     return vit.eval()

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME', 'RELEASES', 'EVALUATED', 'Format', 'plain_name',
            'only_encoder', 'unwrap', 'is_square', 'num_prefix', 'as_timm', 'without_prefix', 'first_names', 'convert',
            'to_format', 'architecture_of', 'encoder_from', 'Dropped', 'full_names', 'load_torch', 'read_checkpoint',
-           'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower', 'load_file', 'load_timm', 'read_config',
+           'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower', 'parse_about', 'load_file', 'load_timm',
            'is_timm_folder', 'stats_beside', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct',
            'write_mae_ct']
 
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import replacing
+from ..data.files import parse_json, read_json, replacing
 from ..data.settings import BadInput, settings
 from .backbone import Backbone, as_encoder
 from .encoder import SIZES, architecture, load_encoder, resize_positions
@@ -442,6 +442,19 @@ def image_tower(model) -> VisionTransformer:
     "The ViT of an image-text model; a ViT as it is."
     return model.encoder if isinstance(model, ImageText) else model
 
+def parse_about(text: str, path: Path) -> tuple[str, int]:
+    """Method and attention heads in the metadata of a run's method.safetensors.
+
+    Raises `BadInput` where they are missing.
+    """
+    again = "train the run that writes it again"
+    about = parse_json(text, dict, f"{path}: its metadata", again)
+    encoder = about.get("encoder")
+    heads = encoder.get("num_heads") if isinstance(encoder, dict) else None
+    if not isinstance(about.get("method"), str) or not isinstance(heads, int) or heads < 1:
+        raise BadInput(f"{path}: its metadata names no method and no attention heads; {again}.")
+    return about["method"], heads
+
 def load_file(path: Path, num_heads: int | None = None,
               part: str | None = None) -> VisionTransformer:
     "The encoder in a file of any format, or the image-text model in one of both towers."
@@ -449,9 +462,9 @@ def load_file(path: Path, num_heads: int | None = None,
     if "architecture" in meta: return load_encoder(path)
     if "image_text" in meta: return load_image_text(path)
     if "about" in meta:  # method.safetensors
-        about = json.loads(meta["about"])
-        num_heads = num_heads or about["encoder"]["num_heads"]
-        parts = EVALUATED.get(about["method"], ("encoder.",)) if part is None else (part,)
+        method, heads = parse_about(meta["about"], path)
+        num_heads = num_heads or heads
+        parts = EVALUATED.get(method, ("encoder.",)) if part is None else (part,)
         part = next((p for p in parts if f"{p}blocks.0.norm1.weight" in checkpoint), parts[0])
     try:
         name, state = convert(checkpoint, part)
@@ -479,14 +492,6 @@ def load_timm(name: str, pretrained: bool = True,
         vit.pixel_stats = tuple(cfg["mean"]), tuple(cfg["std"])
     return vit.eval()
 
-def read_config(path: Path) -> dict:
-    "A config.json. Raises `BadInput` naming the file."
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadInput(f"{path}: is no JSON ({str(e)[:80]}); write it again.") from None
-    if not isinstance(found, dict): raise BadInput(f"{path}: holds no mapping of names to values.")
-    return found
-
 def is_timm_folder(path: Path) -> bool:
     "A folder as timm saves it for the Hugging Face hub: config.json beside its weights?"
     return path.is_dir() and (path / "config.json").is_file() and not (
@@ -497,7 +502,7 @@ def stats_beside(path: Path) -> tuple | None:
     "Mean and std of pixels that a config.json beside the file `path` names; None without one."
     config = (path if path.is_dir() else path.parent) / "config.json"
     if not config.is_file(): return None
-    found = read_config(config)
+    found = read_json(config)
     cfg = found.get("pretrained_cfg", found)
     mean, std = (cfg.get(k) if isinstance(cfg, dict) else None for k in ("mean", "std"))
     if not all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v)
@@ -508,7 +513,7 @@ def load_folder(path: Path, image_size: int | None = None):
     """The network of a folder in timm's form: config.json (architecture, model_args) and
     model.safetensors. Raises `BadInput` naming what is missing or does not fit.
     """
-    config = read_config(path / "config.json")
+    config = read_json(path / "config.json")
     name, weights = config.get("architecture"), path / "model.safetensors"
     if not isinstance(name, str) or not timm.is_model(name):
         raise BadInput(f"{path / 'config.json'}: its architecture is {name!r}, which is no model "
