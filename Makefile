@@ -22,7 +22,7 @@ ifneq ($(strip $(DATA)),)
 export MIMSSL_DATA := $(abspath $(strip $(DATA)))
 endif
 
-.PHONY: help env reproduce data figures bench test lab notebooks docs clean
+.PHONY: help env reproduce data figures bench gpu test lab notebooks docs clean
 
 help: ## this list
 	@echo "make <target>, in a folder with Python 3.11 or newer on the path:"
@@ -90,6 +90,9 @@ bench: $(PEERS)/.ready data ## what a step of every method, every evaluation and
 	@$(PEERS)/bin/python -m mimssl bench
 	@$(PEERS)/bin/python -m mimssl bench --libraries
 	@$(PEERS)/bin/python -m mimssl bench --evaluations
+
+gpu: data ## what an accelerator must do, in at most 8 minutes: parity, bf16, resume, compilation, costs, training
+	@$(BIN)/python tools/gpu.py
 
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores

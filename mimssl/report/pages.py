@@ -104,10 +104,10 @@ def imagenette_table(outputs: Path) -> Table:
 
 # %% ../../nbs/report/pages.ipynb #22ebb8f9
 def cost_table(outputs: Path) -> Table:
-    """What the paper's recipe of each method costs, and a small step of it on this machine:
-    outputs/bench/costs.jsonl.
+    """What the paper's recipe of each method costs (outputs/bench/recipe_cost.jsonl), and a small
+    step of it on a machine (speed.jsonl there).
     """
-    records = bench_records(outputs, "costs")
+    records = bench_records(outputs, "recipe_cost") + bench_records(outputs, "speed")
     rows = [r for m in LOOKS for r in select(records, method=m, evaluation="recipe_cost",
                                              metric="gflop_per_image")]
     if not rows: raise BadInput("python -m mimssl bench --recipes counts it.")
