@@ -2556,6 +2556,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mimssl.training.recipes.Weights': ('training/recipes.html#weights', 'mimssl/training/recipes.py'),
                                          'mimssl.training.recipes.Weights.content': ( 'training/recipes.html#weights.content',
                                                                                       'mimssl/training/recipes.py'),
+                                         'mimssl.training.recipes.Weights.read': ( 'training/recipes.html#weights.read',
+                                                                                   'mimssl/training/recipes.py'),
                                          'mimssl.training.recipes.canonical': ( 'training/recipes.html#canonical',
                                                                                 'mimssl/training/recipes.py'),
                                          'mimssl.training.recipes.lr_at': ('training/recipes.html#lr_at', 'mimssl/training/recipes.py'),

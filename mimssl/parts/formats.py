@@ -236,7 +236,7 @@ def architecture_of(state: dict[str, torch.Tensor], num_heads: int | None = None
         raise BadInput(f"the checkpoint's {patches} patch positions are no square grid; load it "
                        f"into a timm model of its size instead.")
     heads = num_heads or usual.get(D, D // 64)
-    if not heads or D % heads:
+    if heads < 1 or D % heads:
         raise BadInput(f"an encoder {D} wide has no usual number of heads"
                        f"{f', and {heads} does not divide it' if heads else ''}; give num_heads "
                        f"(--num-heads).")
