@@ -59,7 +59,7 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = 0 if self.pooled else model.num_prefix_tokens
         self.has_class_token = not self.pooled and getattr(model, "cls_token", None) is not None
         self.embed_dim = model.num_features
-        self.num_blocks = len(model.blocks) if not self.pooled else len(info)
+        self.num_blocks = len(info if self.pooled else getattr(model, "blocks", info))
 
     @property
     def blocks(self) -> range: return range(self.num_blocks)
