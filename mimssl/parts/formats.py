@@ -7,12 +7,14 @@ __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME'
            'plain_name', 'only_encoder', 'unwrap', 'is_square', 'num_prefix', 'as_timm', 'without_prefix',
            'first_names', 'convert', 'to_format', 'architecture_of', 'encoder_from', 'Dropped', 'full_names',
            'load_torch', 'read_checkpoint', 'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower',
-           'parse_about', 'load_file', 'load_timm', 'is_timm_folder', 'stats_beside', 'load_transformers',
-           'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct', 'write_mae_ct']
+           'parse_about', 'telling_of', 'load_file', 'load_timm', 'is_timm_folder', 'stats_beside', 'load_transformers',
+           'timm_network', 'check_fit', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct',
+           'write_mae_ct']
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
 import argparse, difflib, hashlib, json, math, re, timm, torch
 import torch.nn.functional as F
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import parse_json, read_json, replacing
+from ..data.files import one_line, parse_json, read_json, replacing, short
 from ..data.settings import BadInput, settings
 from .backbone import Backbone, as_encoder
 from .encoder import SIZES, architecture, load_encoder, resize_positions
@@ -244,7 +246,7 @@ def architecture_of(state: dict[str, torch.Tensor], num_heads: int | None = None
     scale = state.get("blocks.0.ls1.gamma")
     return dict(img_size=math.isqrt(patches) * kernel.shape[2], patch_size=kernel.shape[2],
                 in_chans=kernel.shape[1], embed_dim=D, num_heads=heads,
-                depth=1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks.")),
+                depth=len({n.split(".")[1] for n in state if n.startswith("blocks.")}),
                 mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / D,
                 qkv_bias="blocks.0.attn.qkv.bias" in state,
                 qk_norm="blocks.0.attn.q_norm.weight" in state,
@@ -456,6 +458,18 @@ def parse_about(text: str, path: Path) -> tuple[str, int]:
         raise BadInput(f"{path}: its metadata names no method and no attention heads; {again}.")
     return about["method"], heads
 
+@contextmanager
+def telling_of(path: Path):
+    """Names the file in a `BadInput` raised inside; tensors that cannot be those of a ViT become
+    one.
+    """
+    try: yield
+    except BadInput as e: raise BadInput(f"{path}: {str(e).rstrip('.')}.") from None
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError,
+            ValueError):
+        raise BadInput(f"{path}: its tensors do not fit together as a ViT; check where the file "
+                       f"comes from.") from None
+
 def load_file(path: Path, num_heads: int | None = None,
               part: str | None = None) -> VisionTransformer:
     "The encoder in a file of any format, or the image-text model in one of both towers."
@@ -467,11 +481,10 @@ def load_file(path: Path, num_heads: int | None = None,
         num_heads = num_heads or heads
         parts = EVALUATED.get(method, ("encoder.",)) if part is None else (part,)
         part = next((p for p in parts if f"{p}blocks.0.norm1.weight" in checkpoint), parts[0])
-    try:
+    with telling_of(path):
         name, state = convert(checkpoint, part)
         return encoder_from(state,
                             num_heads or FORMATS[name].num_heads.get(state["pos_embed"].shape[2]))
-    except BadInput as e: raise BadInput(f"{path}: {e}") from None
 
 # %% ../../nbs/parts/formats.ipynb #bf6659a8
 def load_timm(name: str, pretrained: bool = True,
@@ -520,14 +533,39 @@ def load_transformers(path: Path, image_size: int | None = None) -> VisionTransf
     """
     (heads, eps), weights = read_config(path), path / "model.safetensors"
     if not weights.is_file(): raise BadInput(f"{path}: {NO_WEIGHTS}")
-    try: vit = encoder_from(as_timm(timm_names(read_checkpoint(weights)[0])), heads)
-    except BadInput as e: raise BadInput(f"{weights}: {e}".rstrip(".") + ".") from None
+    state = read_checkpoint(weights)[0]
+    with telling_of(weights): vit = encoder_from(as_timm(timm_names(state)), heads)
     for module in vit.modules():
         if isinstance(module, nn.LayerNorm): module.eps = eps
     if stats := pixel_config(path): vit.pixel_stats = stats
     same = image_size in (None, vit.patch_embed.img_size[0])
     return vit if same else resize_positions(vit, image_size)
 
+# %% ../../nbs/parts/formats.ipynb #e168ef92
+def timm_network(config: dict, path: Path) -> nn.Module:
+    "The network that a config.json in timm's form names. Raises `BadInput` for what is none."
+    given, where = config.get("model_args") or {}, path / "config.json"
+    if not isinstance(given, dict):
+        raise BadInput(f"{where}: model_args is {short(given)}; give a mapping of names to values.")
+    # networks are made block by block: no number of blocks may keep it busy for ever
+    if large := [k for k, v in given.items() if isinstance(v, int) and abs(v) > 100_000
+                 or k == "depth" and (type(v) is not int or v > 1000)]:
+        raise BadInput(f"{where}: {large[0]} is {short(given[large[0]])}; correct the file.")
+    try: return timm.create_model(config["architecture"],
+                                  **given | {"num_classes": 0, "pretrained": False})
+    except Exception as e:      # timm raises every kind for arguments that are none
+        raise BadInput(f"{where}: {config['architecture']} cannot be made of its model_args "
+                       f"({one_line(str(e))[:200]}).") from None
+
+def check_fit(model: nn.Module, state: dict, weights: Path):
+    "Raises `BadInput` unless every tensor of `model` is in `state`, in its shape."
+    own = model.state_dict()
+    wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
+    if wrong:
+        raise BadInput(f"{weights}: does not fit a {type(model).__name__}; '{wrong[0]}' and "
+                       f"{len(wrong) - 1} more are missing or of another shape.")
+
+# %% ../../nbs/parts/formats.ipynb #e168ef91
 def load_folder(path: Path, image_size: int | None = None):
     """The network of a folder in timm's form, config.json (architecture, model_args) and
     model.safetensors, or in that of transformers. Raises `BadInput` naming what is missing or does
@@ -537,21 +575,13 @@ def load_folder(path: Path, image_size: int | None = None):
     config = read_json(path / "config.json")
     name, weights = config.get("architecture"), path / "model.safetensors"
     if not isinstance(name, str) or not timm.is_model(name):
-        raise BadInput(f"{path / 'config.json'}: its architecture is {name!r}, which is no model "
-                       f"of timm; save the encoder by timm, or give a file of its tensors.")
+        raise BadInput(f"{path / 'config.json'}: its architecture is {short(name)}, which is no "
+                       f"model of timm; save the encoder by timm, or give a file of its tensors.")
     if not weights.is_file(): raise BadInput(f"{path}: {NO_WEIGHTS}")
-    args = dict(config.get("model_args") or {}) | {"num_classes": 0, "pretrained": False}
-    try: model = timm.create_model(name, **args)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise BadInput(f"{path / 'config.json'}: {name} cannot be made of its model_args "
-                       f"({str(e).splitlines()[0]}).") from None
-    state, own = ({plain_name(n): x for n, x in read_checkpoint(weights)[0].items()},
-                  model.state_dict())
-    wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
-    if wrong:
-        raise BadInput(f"{weights}: does not fit {name}; '{wrong[0]}' and {len(wrong) - 1} more "
-                       f"are missing or of another shape.")
-    model.load_state_dict({n: state[n] for n in own})
+    state = {plain_name(n): x for n, x in read_checkpoint(weights)[0].items()}
+    with torch.device("meta"): check_fit(timm_network(config, path), state, weights)
+    model = timm_network(config, path)
+    model.load_state_dict({n: state[n] for n in model.state_dict()})
     encoder = as_encoder(model, name)
     if stats := stats_beside(path): encoder.pixel_stats = stats
     if image_size in (None, encoder.patch_embed.img_size[0]): return encoder

@@ -86,6 +86,7 @@ def read_config(folder: Path) -> tuple[int, float]:
         raise BadInput(f"{file}: its MLP has another activation than GELU; {twin(family)}.")
     return heads, eps
 
+# %% ../../nbs/parts/hugging_face.ipynb #060223b0
 def pixel_config(folder: Path) -> tuple | None:
     "Mean and std of pixels in the folder's preprocessor_config.json; None without them."
     file = Path(folder) / "preprocessor_config.json"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from timm.models import VisionTransformer
+from ..data.files import short
 from ..data.options import build, closest
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
@@ -232,13 +233,13 @@ def read_init(params: dict, name: str, init) -> Recipe | Weights:
     """
     recipes = params.get("recipes", {})
     if not isinstance(init, str) and not (isinstance(init, dict) and "source" in init):
-        raise BadInput(f"recipe '{name}': init is {init!r}; give the name of a recipe or of an "
-                       f"encoder, or a mapping with its source, part and num_heads.")
+        raise BadInput(f"recipe '{name}': init is {short(init)}; give the name of a recipe or "
+                       f"of an encoder, or a mapping with its source, part and num_heads.")
     if isinstance(init, str) and init in recipes: return read_recipe(params, init)
     start = build(Weights, {"source": init} if isinstance(init, str) else init,
                   f"recipe '{name}': init")
     if kind_of(start.source) is None:
-        raise BadInput(f"recipe '{name}': init is '{start.source}', which is neither a "
+        raise BadInput(f"recipe '{name}': init is {short(start.source)}, which is neither a "
                        f"recipe{closest(start.source, [*recipes, *RELEASES])}, nor a file, a "
                        f"release or a timm model; name one of them.")
     return start
@@ -258,6 +259,9 @@ def read_recipe(
     if name not in recipes:
         raise BadInput(f"there is no recipe '{name}'{closest(name, recipes)}; params.yaml has "
                        f"{', '.join(recipes) or 'none'}.")
+    if not isinstance(recipes[name], dict):
+        raise BadInput(f"recipe '{name}' is {short(recipes[name])}; give a mapping of names to "
+                       f"values.")
     given = json.loads(json.dumps(recipes[name]))
     for key, value in (changes or {}).items():
         *path, last = key.split(".")
