@@ -9,7 +9,7 @@ DATA ?=
 SET ?=
 TORCH ?=
 TORCH_INDEX ?=
-JOBS ?= 2
+JOBS ?=
 
 # folders may have spaces in their names: quoted in recipes, escaped as targets
 absolute = $(if $(filter /%,$(1)),$(1),$(CURDIR)/$(1))
@@ -33,6 +33,7 @@ help: ## this list
 	@echo "variables:"
 	@echo "  PROFILE=smoke|claims|laptop|bench|paper  compose params.yaml from conf/ before reproducing (without it: params.yaml as it is)"
 	@echo "  SET=\"recipes.mae.epochs=20\"  other values than those of PROFILE"
+	@echo "  JOBS=<number>                stages, notebooks or tests at a time (reproduce: as many as there are cores; test: 2)"
 	@echo "  DATA=<folder>                real data sets, one folder each (MIMSSL_DATA; or settings.ini)"
 	@echo "  TORCH_INDEX=<address>        take torch from this package index, e.g. PyTorch's index of CPU builds"
 	@echo "  TORCH=\"torch==... torchvision==...\"   other versions than the pinned ones (both 2.11+ and 0.26+)"
@@ -61,12 +62,14 @@ $(READY): requirements.lock pyproject.toml
 	touch "$@"
 
 # ---- the study --------------------------------------------------------------------------------------
-# two threads wherever it runs, as the order of sums, and so the last bits, depends on their number
-reproduce: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),2)
+# one thread for each stage wherever it runs, as the order of sums, and so the last bits, depends on their
+# number, and as two stages with a thread each are faster than one with two; `dvc repro` finds nothing left to do
+reproduce: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 reproduce: data ## the whole study: data, training, evaluation, figures; a second call re-runs nothing
 	@if [ -n "$(strip $(PROFILE))" ]; then "$(BIN)/python" -m mimssl.data.study compose $(strip $(PROFILE)) $(SET); fi
 	@stale="$$("$(BIN)/python" -m mimssl.data.study stale)"; \
 	if [ -n "$$stale" ]; then echo "changed data: $$stale"; "$(BIN)/dvc" repro --force --single-item $$stale; fi
+	@"$(BIN)/python" -m mimssl.training.jobs $(strip $(JOBS))
 	@"$(BIN)/dvc" repro
 	@cat outputs/figures/results.txt; echo "figures and tables: outputs/figures/; executed notebooks: outputs/*/*/*.ipynb"
 
@@ -84,9 +87,9 @@ bench: $(READY) ## time and memory of a training step of every method on this ma
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores
 	@echo "== component notebooks"
-	@OMP_NUM_THREADS=1 "$(BIN)/nbdev-test" --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|(pipeline|papers)$$)'
+	@OMP_NUM_THREADS=1 "$(BIN)/nbdev-test" --n-workers $(or $(strip $(JOBS)),2) --timing --skip-folder-re '^([_.]|(pipeline|papers)$$)'
 	@echo "== everything that crosses them, and the pipeline from end to end"
-	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=5 tests
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(or $(strip $(JOBS)),2) --dist loadfile --no-loadscope-reorder --durations=5 tests
 
 # ---- reading ----------------------------------------------------------------------------------------
 lab: $(READY) ## JupyterLab in the environment

@@ -111,11 +111,12 @@ def _number(name: str, text: str, kind):
 
 # %% ../../nbs/data/settings.ipynb #a650b809
 def pick_device(name: str = "auto"):
-    """A `torch.device` by name; 'auto' prefers an accelerator.
+    """A `torch.device` by name; 'auto' prefers an accelerator. fp32 is IEEE's there: no TF32.
 
     Raises `BadInput` for a device this machine lacks.
     """
     import torch
+    torch.backends.cudnn.allow_tf32 = False   # in convolutions; matrix products have none anyway
     found = (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
              else torch.device("cpu"))
     if name == "auto": return found

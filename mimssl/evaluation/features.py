@@ -15,11 +15,13 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 from ..data.image_cache import Form, stored
 from ..data.progress import Tally, track
 from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
-from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
+from ..data.views import IMAGENET_MEAN, IMAGENET_STD, to_normalised
 from ..data.workers import read_batches
 from ..parts.backbone import Backbone, as_encoder, is_plain
 from ..parts.encoder import resize_positions
@@ -187,12 +189,18 @@ def pixel_stats(vit) -> tuple:
 
 # %% ../../nbs/evaluation/features.ipynb #0aaeefe8
 class _Viewed(Dataset):
-    "The images of `dataset` under one transform, with label (-1 where there is none)."
-    def __init__(self, dataset, view): self.dataset, self.view = dataset, view
+    """The images of `dataset` as `eval_view` sees them, but in bytes (3, size, size): `finish` does
+    the rest for a batch at once. With label (-1 where there is none).
+    """
+    finish = v2.Compose(to_normalised()[1:])
+    def __init__(self, dataset, s: FeatureSpec):
+        self.dataset, self.size, self.resize = dataset, [s.size, s.size], s.resize
+        self.mode = v2.InterpolationMode(s.interpolation)
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i):
         item = self.dataset[i]
-        return self.view(item["image"]), item.get("label", -1)
+        image = TF.center_crop(TF.resize(item["image"], self.resize, self.mode), self.size)
+        return TF.pil_to_tensor(image), item.get("label", -1)
 
 # %% ../../nbs/evaluation/features.ipynb #57f6c98e
 def prepare(vit, specs: list[FeatureSpec], device):
@@ -226,11 +234,11 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
     """
     run, s = prepare(vit, specs, device), specs[0]
     small = stored(dataset, Form(s.resize, s.interpolation))   # decoded once for all encoders
-    loader = read_batches(
-        _Viewed(small, eval_view(s.size, s.resize, interpolation=s.interpolation)), batch_size,
-        workers, pin_memory=torch.device(device).type == "cuda")
+    loader = read_batches(_Viewed(small, s), batch_size, workers,
+                          pin_memory=torch.device(device).type == "cuda")
     with Tally("features", len(dataset), show=progress) as tally:
         for images, labels in loader:
+            images = _Viewed.finish(images.to(device, non_blocking=True))
             yield [x.cpu() for x in run(images)], labels
             tally.update(len(images))
 

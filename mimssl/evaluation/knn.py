@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['KNN_VARIANTS', 'EVALUATIONS', 'fast_topk', 'first_topk', 'unit', 'nearest', 'class_votes', 'knn_accuracy',
            'check_votes', 'knn', 'standardiser', 'KnnVariant', 'knn_sweep', 'nearest_neighbour', 'eval_knn',
-           'eval_knn_sweep', 'eval_nn']
+           'eval_knn_sweep', 'eval_nn', 'eval_knn_head']
 
 # %% ../../nbs/evaluation/knn.ipynb #bc824409
 from dataclasses import dataclass
+from pathlib import Path
 import torch
 import torch.nn.functional as F
 from ..data.settings import BadInput
 from .evaluation import Bench, Evaluation
 from .features import FeatureSpec
+from ..parts.heads import load_projector
 
 # %% ../../nbs/evaluation/knn.ipynb #47b243a6
 def fast_topk(scores: torch.Tensor, k: int, block: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,6 +273,25 @@ def eval_nn(bench: Bench, spec: FeatureSpec) -> list[tuple]:
             ("top1_train", usual["top1"], len(test), bench.protocol(spec) | dict(gallery="train"),
              usual["right"])]
 
+# %% ../../nbs/evaluation/knn.ipynb #3f6e637b
+@torch.no_grad()
+def eval_knn_head(bench: Bench, spec: FeatureSpec, ks: tuple[int, ...] = (20,),
+                  temperature: float = .07) -> list[tuple]:
+    """k-NN in the embedding of MAE-CT's head and, beside it, on the features that the head is given
+    (2304.10520, claim CT-1): top1 in the space 'head' and 'encoder'.
+    """
+    head = load_projector(Path(bench.folder) / "method.safetensors") if bench.folder else None
+    if head is None:
+        raise BadInput("knn_head needs the projector of MAE-CT's head; name the folder of a run "
+                       "of mae_ct, or use knn.")
+    check_votes(tuple(ks), (temperature,), len(bench.labels("train")))
+    train, y, test, wanted = bench.both(spec)
+    spaces = {"encoder": (train, test), "head": (head(train.float()), head(test.float()))}
+    return [("top1", row["top1"], len(test), bench.protocol(spec)
+             | dict(space=space, k=row["k"], temperature=temperature), row["right"])
+            for space, (a, b) in spaces.items()
+            for row in knn(a, y, b, wanted, tuple(ks), (temperature,), device=bench.device)]
+
 # %% ../../nbs/evaluation/knn.ipynb #0f5f0334
 def _variant(name: str, function=eval_knn) -> Evaluation:
     v = KNN_VARIANTS[name]
@@ -279,4 +300,5 @@ def _variant(name: str, function=eval_knn) -> Evaluation:
 
 EVALUATIONS = {"knn": _variant("dino"), "knn_dinov2": _variant("dinov2"),
                "knn_moca": _variant("moca", eval_knn_sweep), "knn_mae_ct": _variant("mae_ct"),
+               "knn_head": Evaluation(eval_knn_head, dict(pooling="mean", norm=True)),
                "nn": Evaluation(eval_nn, dict(pooling="mean", norm=False))}

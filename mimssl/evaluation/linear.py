@@ -126,7 +126,7 @@ class HeadTrainer:
         """One step on features (B, D) with labels (B,); the loss is the sum over heads, so each
         head sees its own gradient.
         """
-        h = self.heads.train()
+        h = self.heads if self.heads.training else self.heads.train()
         logits = h(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1]),
                                reduction="sum") / len(x)

@@ -6,7 +6,7 @@
 __all__ = ['open_run', 'by_dataset', 'score', 'evaluate_runs', 'summary', 'write_summary', 'neighbours', 'show_neighbours']
 
 # %% ../../nbs/evaluation/runs.ipynb #70a6845a
-import torch
+import shutil, torch
 import torch.nn.functional as F
 from pathlib import Path
 from ..data.files import read_json, write_json
@@ -17,10 +17,10 @@ from ..parts.encoder import EncoderConfig, build_encoder, load_encoder
 
 # %% ../../nbs/evaluation/runs.ipynb #48116a33
 def open_run(
-    run: str,          # 'pixels', 'untrained', or a folder of `pretrained`
-    study: dict,       # entry `study` of params.yaml: dataset, encoder, suite
-    pretrained: Path,  # folder of the trained runs
-    **bench,           # options of `Bench`
+    run: str,             # 'pixels', 'untrained', or the name of a trained run
+    study: dict,          # entry `study` of params.yaml: dataset, encoder, suite
+    folder: Path,         # of the trained run
+    **bench,              # options of `Bench`
 ) -> tuple[Bench, dict]:
     """A bench for the run, and what its records say of it.
 
@@ -31,7 +31,7 @@ def open_run(
     if run == "untrained":
         vit = untrained(build_encoder(EncoderConfig(**study["encoder"])), seed=0)
         return Bench(vit, study["dataset"], **options), dict(run=run, method=run, seed=0)
-    folder = Path(pretrained) / run
+    folder = Path(folder)
     if not (folder / "recipe.json").is_file():
         raise BadInput(f"there is no trained run '{run}' ({folder / 'recipe.json'} is missing); "
                        f"train it first, or use pixels or untrained.")
@@ -52,27 +52,31 @@ def by_dataset(study: dict) -> dict[str, dict]:
     return found
 
 # %% ../../nbs/evaluation/runs.ipynb #999d4867
-def score(bench: Bench, study: dict, about: dict) -> list[dict]:
-    """Records of an opened run under `study['suite']`, which maps evaluations to their options.
+def score(bench: Bench, study: dict, about: dict, outcomes=None) -> list[dict]:
+    """Records of an opened run under `study['suite']`, which maps evaluations to their options;
+    what became of each image goes to the folder `outcomes`, which is emptied first.
 
     Raw pixels skip what needs an encoder, and an encoder without a text tower what needs one.
     """
     records, text = [], hasattr(bench.image_text, "encode_text")
+    if outcomes: shutil.rmtree(outcomes, ignore_errors=True)
     for dataset, suite in by_dataset(study).items():
         known = {n: evaluations()[suite_names([n])[0]] for n in suite}
         suite = {n: suite[n] for n, e in known.items()
                  if (bench.vit is not None or e.on_pixels) and (text or not e.text)}
         if suite:
             records += run_suite(bench if dataset == bench.dataset else bench.on(dataset),
-                                 list(suite), options=suite, **about)
+                                 list(suite), options=suite, outcomes=outcomes, **about)
     return records
 
-def evaluate_runs(runs: list[str], study: dict, pretrained: Path, suite: dict | None = None,
-                  **bench) -> list[dict]:
-    """Records of several runs under `suite` (default: the study's); raises `BadInput` for a run
-    that was not trained before any is evaluated.
+def evaluate_runs(runs: list[str] | dict[str, Path], study: dict, pretrained: Path | None = None,
+                  suite: dict | None = None, **bench) -> list[dict]:
+    """Records of several runs, folders of `pretrained` or names with folders of their own, under
+    `suite` (default: the study's). Raises `BadInput` for a run that was not trained before any is
+    evaluated.
     """
-    opened, study = ([open_run(run, study, pretrained, **bench) for run in runs],
+    places = runs if isinstance(runs, dict) else {run: Path(pretrained or "") / run for run in runs}
+    opened, study = ([open_run(run, study, place, **bench) for run, place in places.items()],
                      study | {"suite": suite or study["suite"]})
     return [record for one, about in opened for record in score(one, study, about)]
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Measured', 'STATE', 'RESULTS', 'parameter_groups', 'make_optimiser', 'set_rates', 'clip_gradients', 'share', 'Order',
-           'Requested', 'view_batches', 'as_it_is', 'Collated', 'batches', 'collapse', 'monitor_images',
-           'GatheredBatchNorm', 'synchronise', 'check_batch_norm', 'BatchMeans', 'micro_batch_note', 'Progress',
-           'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run', 'note', 'watch', 'plot_log', 'load_start',
-           'starting_encoder', 'fill_encoders', 'check_images', 'build_run', 'go', 'asked_to_stop', 'train', 'identify',
-           'lock_files', 'prepare_folders', 'others', 'clear', 'is_done', 'finish', 'write_times', 'stopped']
+           'Requested', 'view_batches', 'as_it_is', 'Collated', 'batches', 'collapse', 'spread', 'monitor_images',
+           'image_features', 'knn_top1', 'KnnReader', 'GatheredBatchNorm', 'synchronise', 'check_batch_norm',
+           'BatchMeans', 'micro_batch_note', 'Progress', 'TrainingStopped', 'NotFinite', 'accelerator_for', 'Run',
+           'note', 'monitors', 'watch', 'plot_log', 'load_start', 'starting_encoder', 'fill_encoders', 'check_images',
+           'build_run', 'go', 'asked_to_stop', 'train', 'identify', 'lock_files', 'prepare_folders', 'others', 'clear',
+           'is_done', 'finish', 'write_times', 'stopped']
 
 # %% ../../nbs/training/loop.ipynb #81b7994f
 import hashlib, math, os, resource, shutil, signal, time, torch, warnings
@@ -43,8 +44,8 @@ from ..parts.image_text import TOWERS, save_image_text
 from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
                                          save_state, save_weights, state_bytes)
-from .recipes import (Optimiser, Recipe, Weights, lr_at, resolve, result_of,
-                                     weight_decay_at)
+from .recipes import (Optimiser, Recipe, Weights, chosen_precision, lr_at, resolve,
+                                     result_of, weight_decay_at)
 from .survival import Signals, agree, gather_texts, held, telling, together
 
 # %% ../../nbs/training/loop.ipynb #ddedd510
@@ -192,11 +193,61 @@ def collapse(vit, images: torch.Tensor) -> dict[str, float]:
     std = F.normalize(tokens.mean(1), dim=1).std(0).mean() * D ** .5
     return {"patch_similarity": similarity.mean().item(), "feature_std": std.item()}
 
+def spread(dataset, count: int) -> list[int]:
+    "Numbers of at most `count` images, spread evenly over the data set."
+    return torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().tolist()
+
 def monitor_images(dataset, size: int, count: int = 64) -> torch.Tensor:
     "Images spread evenly over the data set, in the evaluation's view: (count, 3, size, size)."
     view = eval_view(size)
-    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().tolist()
-    return torch.stack([view(dataset[i]["image"]) for i in chosen])
+    return torch.stack([view(dataset[i]["image"]) for i in spread(dataset, count)])
+
+# %% ../../nbs/training/loop.ipynb #3bc401e2
+@torch.no_grad()
+def image_features(vit, images: torch.Tensor, device, chunk: int = 250) -> torch.Tensor:
+    "Unit-length class tokens (N, D) of images (N, 3, H, W); means of the patches without one."
+    training, P = vit.training, vit.num_prefix_tokens
+    tokens = (encode(vit.eval(), part.to(device)) for part in images.split(chunk))
+    pooled = [x[:, 0] if vit.has_class_token else x[:, P:].mean(1) for x in tokens]
+    vit.train(training)
+    return F.normalize(torch.cat(pooled).float(), dim=1)
+
+def knn_top1(train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor,
+             labels: torch.Tensor, k: int = 20, temperature: float = .07) -> float:
+    "Weighted k-NN accuracy in percent of unit features (Q, D) among (N, D); labels (Q,) and (N,)."
+    similarity, index = (test @ train.T).topk(min(k, len(train)))                       # (Q, k)
+    votes = torch.zeros(len(test), int(train_labels.max()) + 1, device=test.device)
+    votes.scatter_add_(1, train_labels[index], (similarity / temperature).exp())        # (Q, C)
+    return 100 * (votes.argmax(1) == labels).float().mean().item()
+
+# %% ../../nbs/training/loop.ipynb #b5c93e72
+class KnnReader:
+    """The images of a recipe's k-NN curve; calling it reads the accuracy of an encoder.
+
+    Raises `BadInput` for a data set without classes.
+    """
+    def __init__(self, recipe: Recipe, device):
+        self.curve, self.device, size = recipe.knn, device, recipe.encoder.image_size
+        name = self.curve.dataset or recipe.dataset
+        train = open_dataset(name, "train")
+        if not hasattr(train, "targets"):
+            raise BadInput(f"recipe '{recipe.name}': data set '{name}' has no classes for the "
+                           f"k-NN curve; name one that has in knn.dataset, or set knn.every 0.")
+        test = open_dataset(name, "val")
+        number = {name: i for i, name in enumerate(train.classes)}
+        self.images, self.labels = [], []
+        for dataset, count in ((train, self.curve.train), (test, self.curve.test)):
+            chosen = spread(dataset, count)
+            self.images.append(monitor_images(dataset, size, count))
+            self.labels.append(torch.tensor(
+                [number.get(dataset.classes[dataset.targets[i]], -1) for i in chosen],
+                device=device))
+
+    def __call__(self, vit) -> float:
+        "Top-1 accuracy in percent."
+        train, test = (image_features(vit, x, self.device) for x in self.images)
+        return knn_top1(train, self.labels[0], test, self.labels[1], self.curve.k,
+                        self.curve.temperature)
 
 # %% ../../nbs/training/loop.ipynb #70f7b65d
 class GatheredBatchNorm(nn.BatchNorm1d):
@@ -300,7 +351,8 @@ class NotFinite(ArithmeticError):
 
 def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     "Accelerate for this device, precision and the processes that torchrun started."
-    if device.type == "cpu" and recipe.precision == "fp16":
+    precision = chosen_precision(recipe.precision, device)
+    if device.type == "cpu" and precision == "fp16":
         raise BadInput(f"recipe '{recipe.name}': precision fp16 needs a GPU; use fp32.")
     # another run of this process may have had another precision
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -308,8 +360,8 @@ def accelerator_for(recipe: Recipe, device: torch.device) -> Accelerator:
     # methods keep their buffers equal themselves, and may freeze layers for a while
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False,
                                         find_unused_parameters=find_method(recipe.method).may_skip)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if recipe.precision == "fp32"
-                       else recipe.precision, kwargs_handlers=[ddp])
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp],
+                       mixed_precision="no" if precision == "fp32" else precision)
 
 # %% ../../nbs/training/loop.ipynb #4363fd7c
 class Run:
@@ -326,7 +378,8 @@ class Run:
         self.views, self.items = self.method.views(), self.method.items(dataset, seed)
         self.method = synchronise(self.method, self.device).to(self.device)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
-        self.step, self.log, self.sums, self.waited, self.unread = 0, [], {}, 0., []
+        self.log, self.sums, self.unread = [], {}, []
+        self.step = self.waited = self.watched = 0   # seconds: for data, for the monitors
 
     def about(self) -> dict:
         "What this run's files hold."
@@ -344,8 +397,7 @@ def start(self):
         warnings.filterwarnings("ignore", message=".*broadcast_buffers")
         self.model, self.optimiser = self.acc.prepare(
             self.method.train(), make_optimiser(self.method, self.recipe.optimiser))
-    self.images = (monitor_images(self.dataset, self.recipe.encoder.image_size).to(self.device)
-                   if self.main else None)
+    self.images, self.knn = monitors(self)
     return self
 
 # %% ../../nbs/training/loop.ipynb #6b21f0c2
@@ -452,11 +504,24 @@ def note(run: Run, done: Measured):
     run.log.append({"kind": "epoch", **where, **means, **watch(run)})
     run.sums = {}
 
+def monitors(run: Run) -> tuple:
+    "Images of the collapse monitor and reader of the k-NN curve; only on the main process."
+    if not run.main: return None, None
+    images = monitor_images(run.dataset, run.recipe.encoder.image_size).to(run.device)
+    return images, KnnReader(run.recipe, run.device) if run.recipe.knn.every else None
+
 def watch(run: Run) -> dict[str, float]:
-    "The collapse monitor on the main process, nothing elsewhere."
+    """The collapse monitor and, every few epochs and at the end, the k-NN accuracy; on the main
+    process, nothing elsewhere.
+    """
     if not run.main: return {}
-    found = collapse(run.method.evaluated(), run.images)
+    begin, vit = time.monotonic(), run.method.evaluated()
+    found = collapse(vit, run.images)
+    due = run.knn and (run.step % (run.recipe.knn.every * run.per_epoch) == 0
+                       or run.step == run.total)
+    if due: found["knn"] = run.knn(vit)
     run.method.train()
+    run.watched += time.monotonic() - begin
     return found
 
 # %% ../../nbs/training/loop.ipynb #b3e695cf
@@ -578,6 +643,7 @@ def go(run: Run, stop: int, rolling: Path | None = None, save_seconds: float = 1
                      run.items)
     bar = Progress(run.recipe.name, run.step, run.total, run.recipe.batch_size,
                    progress and run.main)
+    run.waited = run.watched = 0.
     saved, every = time.monotonic(), run.recipe.save_every * run.per_epoch
     # steps between two readings: a reading waits for the device
     wait = 1 if run.device.type == "cpu" else 50
@@ -738,7 +804,8 @@ def write_times(run: Run, key: str, first: int, seconds: float):
         settings().local / "times.jsonl",
         [{"recipe": run.recipe.name, "fingerprint": key, "seed": run.seed, "from_step": first,
           "steps": run.total, "seconds": seconds, "images_per_second": images / seconds,
-          "waiting_for_data": run.waited / seconds, "peak_memory_mb": memory / 2**20,
+          "waiting_for_data": run.waited / seconds, "watching": run.watched / seconds,
+          "images": images, "peak_memory_mb": memory / 2**20,
           "device": run.device.type, "processes": world(), "precision": run.recipe.precision}])
 
 # %% ../../nbs/training/loop.ipynb #484eaed1

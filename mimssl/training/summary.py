@@ -18,9 +18,9 @@ from .loop import monitor_images
 from .recipes import Recipe, result_of
 
 # %% ../../nbs/training/summary.ipynb #a7de9ed6
-def extracts(log: list[dict], folder) -> dict:
-    """Write curves.csv (a row an epoch) and metrics.json (the last epoch) of a training log into
-    `folder`; returns the latter.
+def extracts(log: list[dict], folder, gflop_per_image: float | None = None) -> dict:
+    """Write curves.csv (a row an epoch) and metrics.json (the last epoch, and what an image costs)
+    of a training log into `folder`; returns the latter.
     """
     rows = [{k: v for k, v in record.items() if k != "kind"}
             for record in log if record["kind"] == "epoch"]
@@ -31,7 +31,8 @@ def extracts(log: list[dict], folder) -> dict:
     table.writerows({k: short(v) for k, v in row.items()} for row in rows if "loss" in row)
     write_text(Path(folder) / "curves.csv", text.getvalue())
     last = {k: short(rows[-1][k])
-            for k in ("loss", "patch_similarity", "feature_std") if k in rows[-1]}
+            for k in ("loss", "patch_similarity", "feature_std", "knn") if k in rows[-1]}
+    if gflop_per_image is not None: last["gflop_per_image"] = short(gflop_per_image)
     write_json(Path(folder) / "metrics.json", last)
     return last
 
