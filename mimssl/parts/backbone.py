@@ -153,6 +153,7 @@ def trial(self, size: int, wanted: list[tuple[int, bool]]):
     other = self.at_size(size)
     blank = next(self.parameters()).new_zeros(1, 3, size, size)
     try: other.tokens(blank, wanted) if wanted else other(blank)
+    except BadInput: raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as e:
         raise BadInput(f"'{self.name}' takes no images of {size} pixels "
                        f"({(str(e).splitlines() or [''])[0]}); use "

@@ -458,6 +458,7 @@ def parse_about(text: str, path: Path) -> tuple[str, int]:
         raise BadInput(f"{path}: its metadata names no method and no attention heads; {again}.")
     return about["method"], heads
 
+# %% ../../nbs/parts/formats.ipynb #92c538c6
 @contextmanager
 def telling_of(path: Path):
     """Names the file in a `BadInput` raised inside; tensors that cannot be those of a ViT become

@@ -135,6 +135,7 @@ def save_image_text(path, model: ImageText) -> Path:
     with replacing(path) as tmp: save_file(state, tmp, about)
     return Path(path)
 
+# %% ../../nbs/parts/image_text.ipynb #452f5054
 def is_built(about: dict, state: dict) -> bool:
     "Has what `build(about)` gives the tensors `state`? Found out before any of them takes memory."
     try:

@@ -35,8 +35,11 @@ OTHERS = ["crossvit_tiny_240", "volo_d1_224", "levit_128", "coat_tiny", "pit_ti_
 
 
 def own(model, x, pooling: str) -> torch.Tensor:
-    "timm's class token, or its pooled features."
+    """timm's class token, or its pooled features; of a network that pools by attention ('map') the
+    mean of its tokens, as the option says.
+    """
     with torch.no_grad(): tokens = model.forward_features(x)
+    if pooling != "cls" and getattr(model, "global_pool", "") == "map": return tokens.mean(1)
     if pooling != "cls":
         with torch.no_grad(): return model.forward_head(tokens, pre_logits=True)
     with torch.no_grad(): return getattr(model, "fc_norm", torch.nn.Identity())(tokens[:, 0])
