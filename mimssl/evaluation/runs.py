@@ -6,7 +6,7 @@
 __all__ = ['open_run', 'by_dataset', 'score', 'evaluate_runs', 'summary', 'write_summary', 'neighbours', 'show_neighbours']
 
 # %% ../../nbs/evaluation/runs.ipynb #70a6845a
-import torch
+import shutil, torch
 import torch.nn.functional as F
 from pathlib import Path
 from ..data.files import read_json, write_json
@@ -52,19 +52,21 @@ def by_dataset(study: dict) -> dict[str, dict]:
     return found
 
 # %% ../../nbs/evaluation/runs.ipynb #999d4867
-def score(bench: Bench, study: dict, about: dict) -> list[dict]:
-    """Records of an opened run under `study['suite']`, which maps evaluations to their options.
+def score(bench: Bench, study: dict, about: dict, outcomes=None) -> list[dict]:
+    """Records of an opened run under `study['suite']`, which maps evaluations to their options;
+    what became of each image goes to the folder `outcomes`, which is emptied first.
 
     Raw pixels skip what needs an encoder, and an encoder without a text tower what needs one.
     """
     records, text = [], hasattr(bench.image_text, "encode_text")
+    if outcomes: shutil.rmtree(outcomes, ignore_errors=True)
     for dataset, suite in by_dataset(study).items():
         known = {n: evaluations()[suite_names([n])[0]] for n in suite}
         suite = {n: suite[n] for n, e in known.items()
                  if (bench.vit is not None or e.on_pixels) and (text or not e.text)}
         if suite:
             records += run_suite(bench if dataset == bench.dataset else bench.on(dataset),
-                                 list(suite), options=suite, **about)
+                                 list(suite), options=suite, outcomes=outcomes, **about)
     return records
 
 def evaluate_runs(runs: list[str] | dict[str, Path], study: dict, pretrained: Path | None = None,

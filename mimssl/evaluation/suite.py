@@ -15,7 +15,7 @@ from timm.models import VisionTransformer
 from .. import evaluation
 from ..data.options import check_name, closest, typed
 from ..data.per_image import write_outcomes
-from ..data.records import metric_record
+from ..data.records import metric_record, untimed
 from ..data.settings import BadInput, make_folder
 from .evaluation import Begun, Bench, Evaluation, PixelBench
 from .retrieval import load_open_clip
@@ -165,7 +165,8 @@ def run_suite(bench: Bench, suite, run: str, method: str, seed: int | None = Non
         if memory: scores = [*scores, ("peak_mb", peak_mb(bench.device), scores[0][2], {})]
         for metric, value, count, protocol, *found in scores:
             records.append(record(name, metric, value, count, protocol, seconds))
-            if outcomes and found: write_outcomes(outcomes, records[-1], *_named(bench, found[0]))
+            if outcomes and found:
+                write_outcomes(outcomes, untimed(records[-1:])[0], *_named(bench, found[0]))
     images, seconds = (bench.reading[k] - read[k] for k in ("images", "seconds"))
     return records + ([record("features", "images_per_s", images / seconds, images, {}, seconds)]
                       if memory and images else [])

@@ -144,7 +144,7 @@ class IBOTLoss(nn.Module):
 @patch_to(IBOTLoss)
 def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
               teacher_patch_mean, mask, epoch: int = 0) -> dict:
-    """Student class logits of all crops (S*B, K), teacher's of the large ones (2*B, K); logits
+    """Student class logits of all crops (S*B, K), teacher's of the global ones (2*B, K); logits
     of the M masked patches (M, K') each, in the order of `mask` (2*B, L); the teacher's mean
     over all patches (K'). -> 'loss', 'cls', 'patch' (weighted).
     """

@@ -96,7 +96,8 @@ def draw_arrow(ax, way: np.ndarray, label: str, kind: str) -> None:
     else:
         (x, y), wide = way[flat:flat + 2].mean(0), text_size(label, LABEL)[0]
         if len(way) > 2 and flat == 0: x = min(x, way[0][0] + .08 + wide / 2)
-        ax.text(x, y - .04, label, fontsize=LABEL, color=colour, ha="center", va="bottom")
+        ax.text(x, y - .04, label, fontsize=LABEL, color=colour, ha="center", va="bottom",
+                bbox=dict(fc="white", ec="none", pad=.5), zorder=2)
 
 # %% ../../nbs/report/diagrams.ipynb #0afb7740
 def draw_flow(boxes: dict, arrows: list, width: float = PAGE):

@@ -80,7 +80,7 @@ def _seeds(records: list[dict], method: str) -> str:
 
 # %% ../../nbs/report/pages.ipynb #70b42269
 STUDY = [Column("k-NN (%)", "knn", "top1"), Column("linear probe (%)", "linear", "top1"),
-         Column("low-shot (%)", "lowshot", "top1"),
+         Column("low-shot, 5 (%)", "lowshot", "top1", {"shots": 5}),
          Column("prompt mIoU (%)", "prompt_segmentation", "miou", {"centre": True}),
          Column("patch AUROC", "similarity", "auroc", {"centre": False}),
          Column("DAVIS J&F (%)", "davis", "jf")]

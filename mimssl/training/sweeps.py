@@ -25,7 +25,8 @@ class Sweep:
     Raises `BadInput` for labels that are missing, doubled or no file names.
     """
     recipe: str                                 # a name under `recipes`
-    variants: tuple                             # {label: ..., and what it changes in the recipe}
+    # {label: ..., and what it changes in the recipe}; with `start: true` the recipe it starts from
+    variants: tuple
     shared: dict = field(default_factory=dict)  # what every variant changes
     claim: str = ""                             # the claims it decides, separated by blanks
     title: str = ""                             # of its figure
@@ -84,9 +85,10 @@ def sweep_runs(params: dict, name: str) -> dict[str, tuple[Recipe, int]]:
     """
     sweep = read_sweep(params, name)
     def recipe(variant):
-        changes = dotted(sweep.shared) | dotted({k: v for k, v in variant.items() if k != "label"})
-        return replace(varied(params, sweep.recipe, changes),
-                       name=f"{sweep.recipe}-{variant['label']}")
+        changes = {k: v for k, v in variant.items() if k not in ("label", "start")}
+        made = varied(params, sweep.recipe, dotted(sweep.shared) | dotted(changes))
+        if variant.get("start"): made = made.init
+        return replace(made, name=f"{sweep.recipe}-{variant['label']}")
     recipes = {variant["label"]: recipe(variant) for variant in sweep.variants}
     return {f"{label}-s{seed}": (recipe, int(seed)) for label, recipe in recipes.items()
             for seed in sweep.seeds}
