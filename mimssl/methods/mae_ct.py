@@ -100,11 +100,11 @@ class NNCLRHead(Queue):
         """
         o = self.options
         projected = [self.projector(x) for x in views]  # each view has its own batch statistics
-        z = [self.queries(x, p) for x, p in zip(views, projected)]
-        slots = [self.neighbours(q, ids, o.topk, d) for q, d in zip(z, dice)]
-        # (world*B, output_dim)
+        z = [self.queries(x, p) for x, p in zip(views, projected)]  # z^v
+        slots = [self.neighbours(q, ids, o.topk, d) for q, d in zip(z, dice)]  # of n^v
+        # p^v, (world*B, output_dim)
         predicted = [gather(F.normalize(self.predictor(p), dim=1)) for p in projected]
-        losses = [
+        losses = [  # l(n^1, p^0), l(n^0, p^1)
             info_nce(self.queue[slots[1 - v]], predicted[v], o.temperature, first=rank() * len(ids))
             for v in (0, 1)]
         accuracy = (self.queue_y[slots[0]] == labels).float().mean()
