@@ -69,6 +69,8 @@ def data_options(c: Parser):
                    default="generate")
     c.add_argument("name", nargs="?", help="a data set's name, or the path of a folder")
     c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--level", default="easy",
+                   help="generate: how much colour tells, easy, medium or hard (default: easy)")
     c.add_argument("--data", metavar="DIR",
                    help="folder that holds real data sets (else settings.ini)")
     c.add_argument("--splits", metavar="NAMES", help="inspect or shard these, separated by commas")
@@ -273,7 +275,8 @@ def data(args):
     if args.name:
         raise BadInput(f"'{args.name}' is for inspecting; write data inspect {args.name}.")
     from mimssl.data.scenes import generate
-    print(f"scenes: ready in {generate(settings().data / 'scenes', args.seed)}")
+    root = generate(settings().data / 'scenes', args.seed, level=args.level)
+    print(f"scenes: ready in {root}")
 
 def inspect(args):
     "Say what a data set holds. Raises `BadInput` at the end where a part of it would be refused."
@@ -603,8 +606,8 @@ def limit(text: str | None, default: int | None, name: str) -> int | None:
 def class_list(given: list[str] | None) -> list[str] | None:
     "Names of classes, those in a text file where that is the one given."
     if not given or len(given) > 1 or not Path(given[0]).is_file(): return given
-    return [line.strip()
-            for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    from mimssl.data.files import read_text
+    return [line.strip() for line in read_text(given[0]).splitlines() if line.strip()]
 
 # %% ../nbs/cli.ipynb #a72eabd0
 def metric_records(*files) -> list[dict]:

@@ -266,8 +266,8 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=[p.__name__ for p in PARTS])
     given = parser.parse_args()
     os.environ["MIMSSL_DEVICE"] = given.device
-    machine, begin, failed = Machine(pick_device(given.device), given.quick), time.monotonic(), 0
-    home = pictures(given.quick)
+    machine, home = Machine(pick_device(given.device), given.quick), pictures(given.quick)
+    begin, words = time.monotonic(), []
     for part in PARTS:
         if given.parts and part.__name__ not in given.parts: continue
         start = time.monotonic()
@@ -276,13 +276,16 @@ def main() -> int:
             word, text = "ok", part(machine)
         except Skip as e: word, text = "skipped", str(e)
         except Exception as e:
-            word, text, failed = "FAILED", f"{type(e).__name__}: {str(e)[:500]}", failed + 1
+            word, text = "FAILED", f"{type(e).__name__}: {str(e)[:500]}"
+        words.append(word)
         print(f"{word:<8}{part.__name__:<10}{time.monotonic() - start:6.1f} s  {text}", flush=True)
-    print(f"{f'{failed} parts failed' if failed else 'all well'}, {time.monotonic() - begin:.0f} s")
+    count = {word: words.count(word) for word in ("ok", "skipped", "FAILED")}
+    print(f"{', '.join(f'{n} {word}' for word, n in count.items())}; "
+          f"{time.monotonic() - begin:.0f} s")
     if home:
         os.chdir("/")
         home.cleanup()
-    return 1 if failed else 0
+    return 1 if count["FAILED"] else 0
 
 
 if __name__ == "__main__": sys.exit(main())
