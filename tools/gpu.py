@@ -30,6 +30,9 @@ from mimssl.training.recipes import Optimiser, Recipe
 
 TINY = EncoderConfig(embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32)
 LIMIT = 480.   # seconds for everything
+# how far a loss in bf16 may be off; nearest neighbours of a fresh encoder are nearly tied, so
+# rounding chooses others
+BF16, BF16_NEIGHBOURS = .03, .25
 
 
 class Skip(Exception):
@@ -118,9 +121,10 @@ def bf16(machine) -> str:
     for name, form, options in forms(machine):
         full, half = (one_step(name, options, machine.device, p) for p in ("fp32", "bf16"))
         assert all(map(math.isfinite, half)), f"{name} {form}: loss and gradient are {half} in bf16"
-        worst[f"{name} {form}"] = abs(half[0] - full[0]) / max(1., abs(full[0]))
+        off = worst[f"{name} {form}"] = abs(half[0] - full[0]) / max(1., abs(full[0]))
+        most = BF16_NEIGHBOURS if name in ("mae_ct", "mae_nnclr") else BF16
+        assert off < most, f"{name} {form}: the loss differs by {100 * off:.1f} % in bf16"
     case = max(worst, key=worst.get)
-    assert worst[case] < .03, f"{case}: the loss differs by {100 * worst[case]:.1f} % in bf16"
     return f"{len(worst)} forms finite, {case} off by {100 * worst[case]:.2f} %"
 
 

@@ -113,6 +113,9 @@ def cost_table(outputs: Path) -> Table:
     if not rows: raise BadInput("python -m mimssl bench --recipes counts it.")
     def shown(row, metric, digits=0, evaluation="speed"):
         found = select(records, method=row["method"], evaluation=evaluation, metric=metric)
+        # MAE-CT's recipe is its last stage, which the bench calls mae_ct_tune
+        if evaluation == "speed": found = select(
+            records, method=f"{row['method']}_tune", evaluation=evaluation, metric=metric) or found
         return Cell(f"{found[0]['value']:,.{digits}f}" if found else "–")
     encoder = lambda p: f"{p['encoder']}/{p['patch_size']}"
     return Table(["method", "encoder", "epochs", "GFLOP an image", "H100 hours, estimated",
