@@ -1,10 +1,11 @@
 """What holds for the house as a whole: arrows point down, nothing unpickles, nothing names a
 machine, every notebook has its place.
 """
-import ast, json, re, subprocess, sys, tomllib
+import ast, importlib, json, re, subprocess, sys, tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 import pytest, yaml
+from mimssl.methods.method import Method
 from support import ROOT
 
 MODULES = sorted(p for p in (ROOT / "mimssl").rglob("*.py")
@@ -62,6 +63,19 @@ def test_arrows_point_down(room):
         assert used <= MAY_IMPORT[room], (
             f"{path.relative_to(ROOT)} imports {used - MAY_IMPORT[room]}; {room} may import only "
             f"{MAY_IMPORT[room]}")
+
+
+@pytest.mark.parametrize("name", [p.stem for p in MODULES if p.parent.name == "methods"])
+def test_a_method_takes_from_another_what_it_extends(name):
+    "What several methods need is a part; a method imports another only to subclass it."
+    module = importlib.import_module(f"mimssl.methods.{name}")
+    bases = {base.__module__ for cls in vars(module).values()
+             if isinstance(cls, type) and issubclass(cls, Method) for base in cls.__mro__
+             if cls.__module__ == module.__name__}
+    used = {".".join(found.split(".")[:3]) for found in imports(Path(module.__file__))
+            if found.startswith("mimssl.methods.")}
+    extra = used - bases - {"mimssl.methods.method"}
+    assert not extra, f"{name} imports {extra} without subclassing; move what it needs to parts"
 
 
 def test_report_needs_no_torch():
@@ -151,7 +165,7 @@ def test_requirements_are_pinned():
 
 def test_modules_define_what_they_use():
     "A name that only a notebook's own cells import would be missing in the exported module."
-    import builtins, dis, importlib, types
+    import builtins, dis, types
 
     def codes(code):
         yield code

@@ -7,6 +7,7 @@ from support import ROOT
 from support.deps import PARAMS, STAGES, declared, expected, method_file
 from mimssl.data.settings import BadInput
 from mimssl.data.study import compose, profiles
+from mimssl.methods.method import ABOVE, method_names
 from mimssl.training.recipes import read_recipe
 from mimssl.training.sweeps import sweep_runs
 from mimssl.training.runner import main, parameters_of
@@ -65,12 +66,29 @@ def test_recipes_are_named_like_their_methods():
                                      f"dvc.yaml finds a method's file by the recipe's name")
 
 
+def continued(study: dict, recipes: dict) -> set[str]:
+    "Recipes at the end of a chain of `init` that begins with one that the study trains."
+    known = {n: r.get("init") for n, r in recipes.items() if n not in study["detectors"]}
+    def first(name): return first(known[name]) if known.get(name) in known else name
+    return {name for name in known if name not in known.values()
+            and first(name) != name and first(name) in study["recipes"]}
+
+
 @pytest.mark.parametrize("profile", profiles(ROOT))
-def test_what_is_evaluated_is_trained(profile, tmp_path):
+def test_what_is_evaluated_follows_from_what_is_trained(profile, tmp_path):
+    "The list stays in conf/ since DVC makes stages of it; this says when it is another one."
     params = yaml.safe_load(compose(profile, tmp_path / "params.yaml").read_text())
-    assert set(params["study"]["evaluated"]) - set(params["study"]["recipes"]) <= {"mae_ct"}, (
-        "dvc.yaml trains the study's recipes, and mae_ct in stages of its own")
+    study, more = params["study"], continued(params["study"], params["recipes"])
+    assert set(study["evaluated"]) == {*study["recipes"], *more}, (
+        f"conf/profile/{profile}.yaml: study.evaluated must be study.recipes and {sorted(more)}")
+    assert more <= set(STAGES), f"dvc.yaml has no stages that train {more - set(STAGES)}"
     for sweep in params["sweeps"]: assert sweep_runs(params, sweep)
+
+
+def test_every_method_has_a_recipe_in_the_default_study():
+    named = {recipe["method"] for recipe in PARAMS["recipes"].values()}
+    assert named == {*method_names(), *ABOVE}, (
+        "conf/profile/smoke.yaml: give each method of mimssl/methods a small recipe")
 
 
 def test_params_are_the_smoke_profile(tmp_path):

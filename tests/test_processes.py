@@ -3,11 +3,14 @@ forms: losses, monitors, gradient, weights, buffers.
 
 Computed in float64 (support/steps.py), where rounding is far below what a wrong reduction changes.
 """
-import json
+import json, subprocess, sys
 import pytest, torch
+from timm.models import VisionTransformer
 from safetensors.torch import load_file
+from mimssl.data.records import read_records, untimed
 from mimssl.methods.method import find_method, method_names, tiny_forms
-from support.tiny import make_study, ranks, start, wait_for
+from mimssl.parts.encoder import save_encoder
+from support.tiny import environment, make_study, ranks, start, wait_for
 
 # a method, or a method and a word for the form -> its options for a tiny encoder
 CASES = {f"{name}-{form}".strip("-"): options
@@ -83,3 +86,44 @@ def test_processes_agree(trained, case):
 def test_released_codebook_keeps_half_of_the_words(trained):
     assert result(trained, "moca-released", 0, 2)[1]["codebook.pointer"].item() == STEPS * 4 % 32
     assert result(trained, "moca-released", 0, 1)[1]["codebook.pointer"].item() == STEPS * 8 % 32
+
+
+def run(home, world: int, *command, **env):
+    "Run Python with `command` in `world` processes, in the folder `home`."
+    wait_for([subprocess.Popen([sys.executable, *command], cwd=home, env=environment(**env, **r),
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+              for r in (ranks(world) if world > 1 else [{}])])
+
+
+def test_two_processes_evaluate_as_one(tmp_path):
+    "Three batches of images for two processes."
+    make_study(tmp_path, images=300)
+    torch.manual_seed(0)
+    save_encoder(tmp_path / "encoder.safetensors",
+                 VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2,
+                                   num_classes=0))
+    found = []
+    for world in (1, 2):
+        run(tmp_path, world, "-m", "mimssl", "evaluate", "--model", "encoder.safetensors",
+            "--dataset", "stripes", "--splits", "train,train", "--suite", "knn,linear", "--set",
+            "linear.epochs=2", "--out", f"{world}.jsonl", MIMSSL_OUTPUTS=f"outputs{world}")
+        found.append(untimed(read_records(tmp_path / f"{world}.jsonl")))
+    assert found[0] == found[1] and len(found[0]) > 4
+
+
+NEIGHBOURS = """import sys, torch
+from mimssl.evaluation.knn import nearest
+from mimssl.parts.distributed import join, rank
+join(torch.device('cpu'))
+rng = torch.Generator().manual_seed(0)
+queries, gallery = (torch.randn(n, 8, generator=rng).round() for n in (70, 100))
+found = [nearest(queries, gallery, 7, piece=piece, tile=16) for piece in (16, 999)]
+if rank() == 0: torch.save([x for pair in found for x in pair], sys.argv[1])
+"""
+
+
+def test_processes_share_a_gallery_or_the_queries(tmp_path):
+    "Rounded features have many equal similarities, whose order must not change either."
+    for world in (1, 2): run(tmp_path, world, "-c", NEIGHBOURS, f"{world}.pt")
+    one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
+    assert all(map(torch.equal, one, two))

@@ -117,6 +117,10 @@ class Detector(Modules):
 
     Batches: 'image' (1, B, 3, S, S) and 'target', a list of boxes, labels and masks.
     """
+    tiny = {"": dict(size=64, windows=1, text_width=32, text_depth=1, text_heads=2, context=48,
+                     templates="plain", channels=8, hidden=16, convs=1, anchors=32, per_level=40,
+                     proposals=40, regions=16, scale=[.8, 1.25])}
+
     def vocabulary(self, names): return vocabulary(self, names)
     def detect(self, images, words, **options): return detect(self, images, words, **options)
     def encode_image(self, images): return self.model.encode_image(images)

@@ -40,8 +40,7 @@ def eval_attention_jaccard(
     size: int = 480,              # pictures are squashed to size x size
     mass: float = 0.6,            # share of the attention that a mask holds
     objects: str | None = None,   # one of objects.KINDS; None: instances where there are some
-    # resize of the positions: 'dino' (bicubic by factor), 'bicubic' or 'bilinear'
-    positions: str = "dino",
+    positions: str = "dino",      # their resize: 'dino' (bicubic by factor), 'bicubic', 'bilinear'
     interpolation: str = "bilinear",   # resize of the picture, as the official script; or 'bicubic'
 ) -> list[tuple]:
     """Jaccard index in percent of the last block's attention heads with the objects of the test

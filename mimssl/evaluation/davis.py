@@ -6,7 +6,7 @@
 __all__ = ['HABITS', 'DINO_SCRIPT', 'MEASURES', 'EVALUATIONS', 'Propagation', 'frame_size', 'opencv_resize', 'frame_tensor',
            'patch_side', 'frame_features', 'propagate_labels', 'label_maps', 'follow', 'stretch', 'read_out',
            'propagate', 'object_scores', 'mean_scores', 'davis_scores', 'read_palette', 'write_masks', 'read_results',
-           'score_folder', 'overlay', 'videos', 'eval_davis']
+           'score_folder', 'overlay', 'videos', 'eval_davis', 'davis_records']
 
 # %% ../../nbs/evaluation/davis.ipynb #361b30fa
 from collections import deque
@@ -383,10 +383,7 @@ def eval_davis(
     spec=None,  # reads videos itself: `spec` is not used
     short_side: int = 480,
     multiple: int = 64,
-    context: int = 7,
-    radius: int = 12,
-    topk: int = 5,
-    temperature: float = .1,
+    context: int = 7, radius: int = 12, topk: int = 5, temperature: float = .1,
     layer: str | int | tuple[int, ...] = "last",
     norm: bool = True,
     kind: str = "tokens",
@@ -418,11 +415,16 @@ def eval_davis(
     used = (asdict(o) if bench.vit is not None else {
         k: v for k, v in asdict(o).items() if k not in ("layer", "norm", "kind", "positions")}
             | dict(features="colours", patch=patch_side(None)))
+    return davis_records(rows, used | dict(official=official, videos=len(data)))
+
+# %% ../../nbs/evaluation/davis.ipynb #d888a00f
+def davis_records(rows: list[dict], protocol: dict) -> list[tuple]:
+    "The mean scores of objects' `rows` in percent; of J&F, J and F those of each object as well."
     own = dict(j=lambda row: row["j"], f=lambda row: row["f"],
                jf=lambda row: (row["j"] + row["f"]) / 2)
     by_object = {metric: {f"{row['sequence']}/{row['object']}": value(row) for row in rows}
                  for metric, value in own.items()}
-    return [(metric, 100 * value, len(rows), used | dict(official=official, videos=len(data)),
+    return [(metric, 100 * value, len(rows), protocol,
              *([by_object[metric]] if metric in own else []))
             for metric, value in mean_scores(rows).items()]
 

@@ -268,6 +268,7 @@ def explore(
                     for name, grid in grids.items()]))
     return Explorer(dict(encoders=list(functions), words=words, images=found))
 
+# %% ../../nbs/evaluation/explorer.ipynb #67565e15
 def export_html(images, encoders, path, **options) -> Path:
     "Write the page of `explore` to `path`: one file that opens without a server or a network."
     return explore(images, encoders, **options).save(path)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'FeatureSpec', 'check_encoder', 'resolve', 'pool_tokens', 'embed_backbone', 'embed_all', 'embed',
-           'check_finite', 'heads', 'encoder_fingerprint', 'pixel_stats', 'prepare', 'stream', 'extract_all', 'extract',
-           'raw_pixels', 'pixel_features']
+           'check_finite', 'heads', 'encoder_fingerprint', 'pixel_stats', 'prepare', 'of_all', 'stream', 'agreed',
+           'extract_all', 'extract', 'raw_pixels', 'pixel_features']
 
 # %% ../../nbs/evaluation/features.ipynb #894fb3a1
 import copy, hashlib, json, os, shutil
@@ -23,6 +23,7 @@ from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, to_normalised
 from ..parts.backbone import Backbone, as_encoder, is_plain
+from ..parts.distributed import gather, rank, world
 from ..parts.encoder import resize_positions
 
 # %% ../../nbs/evaluation/features.ipynb #e0e08a09
@@ -214,6 +215,18 @@ def prepare(vit, specs: list[FeatureSpec], device):
     return run
 
 # %% ../../nbs/evaluation/features.ipynb #3c3f6e01
+def of_all(features: list, labels: torch.Tensor, sizes: list[int], most: int):
+    """Yield (features, labels) of all processes in the order of their ranks, on the CPU; `sizes`
+    are the rows that count of each, of `most`: those of a process without a batch do not.
+    """
+    if world() > 1:
+        device = features[0].device
+        whole = lambda x: gather(F.pad(x, (0, 0) * (x.ndim - 1) + (0, most - len(x))))
+        *features, labels = [whole(x.to(device)).cpu().split(most) for x in (*features, labels)]
+    else: features, labels = [[x.cpu()] for x in features], [labels]
+    for r, size in enumerate(sizes): yield [x[r][:size] for x in features], labels[r][:size]
+
+# %% ../../nbs/evaluation/features.ipynb #c3286415
 def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128,
            workers: int | None = None, progress: bool = True):
     """Yield (features of each spec, labels) batch by batch, on the CPU and in the order of
@@ -221,15 +234,19 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
     """
     run, s = prepare(vit, specs, device), specs[0]
     small = stored(dataset, Form(s.resize, s.interpolation))   # decoded once for all encoders
+    batches = list(torch.arange(len(dataset)).split(batch_size))
+    spare = -len(batches) % world()
+    mine = [rows.tolist() for rows in (batches + batches[:1] * spare)[rank()::world()]]
     loader = DataLoader(
-        _Viewed(small, s), batch_size,
+        _Viewed(small, s), batch_sampler=mine,
         num_workers=settings().workers if workers is None else workers,
         pin_memory=torch.device(device).type == "cuda")
-    with Tally("features", len(dataset), show=progress) as tally:
-        for images, labels in loader:
+    with Tally("features", len(dataset), show=progress and rank() == 0) as tally:
+        for i, (images, labels) in enumerate(loader):
             images = _Viewed.finish(images.to(device, non_blocking=True))
-            yield [x.cpu() for x in run(images)], labels
-            tally.update(len(images))
+            sizes = [len(rows) for rows in batches[i * world():(i + 1) * world()]]
+            yield from of_all(run(images), labels, sizes, batch_size)
+            tally.update(sum(sizes))
 
 # %% ../../nbs/evaluation/features.ipynb #fa226a25
 def _sample_hash(path: Path, pieces: int = 64, size: int = 4096) -> str:
@@ -318,6 +335,15 @@ def _pass(vit, dataset, specs, device, add, **options) -> torch.Tensor:
     return torch.cat(labels)
 
 # %% ../../nbs/evaluation/features.ipynb #6070198e
+def agreed(fingerprint: str, device: torch.device) -> str:
+    "`fingerprint` itself. Raises `BadInput` unless all processes have the same one."
+    found = gather(torch.tensor([int(fingerprint, 16) >> 1], device=device))
+    if (found != found[0]).any():
+        raise BadInput("the processes do not have the same encoder; give all of them the same "
+                       "file, or evaluate with one process.")
+    return fingerprint
+
+# %% ../../nbs/evaluation/features.ipynb #86c5a0d9
 def extract_all(
     vit,                             # any timm VisionTransformer
     dataset,                         # items with `image` (PIL, RGB) and, if any, `label`
@@ -337,17 +363,22 @@ def extract_all(
         labels = _pass(vit, dataset, list(parts), device,
                        lambda spec, x: parts[spec].append(x.half() if spec.half else x), **options)
         return [(torch.cat(parts[spec]), labels) for spec in specs]
-    encoder, folders = encoder_fingerprint(vit), {}
+    encoder, folders = agreed(encoder_fingerprint(vit), device), {}
     for spec in specs:
         about = {"encoder": encoder, "data": data, "spec": json.loads(json.dumps(asdict(spec)))}
         folders[spec] = Path(cache or settings().local / "features") / hashlib.blake2b(
             json.dumps(about).encode(), digest_size=8).hexdigest(), about
-    sinks = {spec: _Sink(folder, about, len(dataset), spec.half)
-             for spec, (folder, about) in folders.items() if not folder.exists()}
-    if sinks:
-        labels = _pass(vit, dataset, list(sinks), device, lambda spec, x: sinks[spec].add(x),
-                       **options)
+    # process 0 says what is there, and writes
+    there = gather(torch.tensor([[folder.exists() for folder, _ in folders.values()]],
+                                device=device))[0]
+    missing = [spec for spec, known in zip(folders, there.tolist()) if not known]
+    sinks = {spec: _Sink(*folders[spec], len(dataset), spec.half)
+             for spec in missing if rank() == 0}
+    if missing:
+        labels = _pass(vit, dataset, missing, device,
+                       lambda spec, x: sinks[spec].add(x) if sinks else None, **options)
         for sink in sinks.values(): sink.close(labels)
+        gather(torch.zeros(1, device=device))              # the others wait for it
     return [_read(*folders[spec]) for spec in specs]
 
 # %% ../../nbs/evaluation/features.ipynb #c51bc009

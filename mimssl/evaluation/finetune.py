@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'EVALUATIONS', 'FinetuneRecipe', 'finetune_recipe', 'classifier', 'parameter_groups', 'lr_at', 'train_view',
-           'central_view', 'batches', 'mixer', 'train_step', 'ranks', 'FinetuneResult', 'finetune', 'eval_finetune']
+           'central_view', 'batches', 'mixer', 'train_step', 'ranks', 'FinetuneResult', 'finetune', 'eval_finetune',
+           'label_subsets', 'finetune_records']
 
 # %% ../../nbs/evaluation/finetune.ipynb #51a2ef59
 import copy, math, torch
@@ -297,11 +298,9 @@ def _checked(train, test, rows, recipe: FinetuneRecipe) -> int:
 
 # %% ../../nbs/evaluation/finetune.ipynb #e4aa954e
 def eval_finetune(
-    bench,
-    spec=None,
+    bench, spec=None,
     recipe: str = "mae",
-    epochs: int | None = None,
-    batch: int | None = None,
+    epochs: int | None = None, batch: int | None = None,
     base_lr: float | None = None,
     layer_decay: float | None = None,  # None: the recipe's
     drop_path: float | None = None,
@@ -325,12 +324,7 @@ def eval_finetune(
     train, test = bench.data("train"), copy.copy(bench.data("test"))
     labels, found = bench.matched_labels()
     test.targets = found.tolist()                     # in the numbers of the training folders
-    if lists:
-        paths = [Path(lists)] if Path(lists).is_file() else list_files(lists, fraction)
-        subsets = [read_subset(path, train.files, labels) for path in paths]
-    else:
-        subsets = ([draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1
-                   else [torch.arange(len(labels))])
+    subsets = label_subsets(train, labels, fraction, lists)
     r = replace(r, batch=fitting_batch(r.batch, len(subsets[0])) if batch is None else batch)
     for rows in subsets: _checked(train, test, rows, r)
     bench.begin()
@@ -342,15 +336,31 @@ def eval_finetune(
                                 labels=("published" if lists else "drawn") if fraction < 1
                                 or lists else "all",
                                 precision="fp32" if bench.device.type == "cpu" else "bf16")
+    return finetune_records(found, protocol, len(labels.unique()) >= 5)
+
+# %% ../../nbs/evaluation/finetune.ipynb #23ccc894
+def label_subsets(train, labels: torch.Tensor, fraction: float,
+                  lists: str | None) -> list[torch.Tensor]:
+    "Rows of the training images of each run: of published `lists`, three times drawn, or all."
+    if lists:
+        paths = [Path(lists)] if Path(lists).is_file() else list_files(lists, fraction)
+        return [read_subset(path, train.files, labels) for path in paths]
+    return ([draw_subset(labels, fraction, s) for s in (1, 2, 3)] if fraction < 1
+            else [torch.arange(len(labels))])
+
+# %% ../../nbs/evaluation/finetune.ipynb #a4cbc201
+def finetune_records(found: list[FinetuneResult], protocol: dict, five: bool) -> list[tuple]:
+    """Scores over the subsets, with their std where there are several; `five`: are there enough
+    classes for a top-5?
+    """
     def records(metric: str, selection: str, *images):
-        "A score over the subsets, with its standard deviation where there are several."
         values = [getattr(f, metric) for f in found]
         (mean, std), how = (mean_and_std(values), protocol | dict(selection=selection)
                             | (dict(chosen_by_subset=values) if len(values) > 1 else {}))
         return [(metric, mean, len(found[0].right), how, *images)] + (
             [(f"{metric}_std", std, len(found[0].right), how)] if len(values) > 1 else [])
     right = torch.stack([f.right for f in found]).double().mean(0)   # (Q,)
-    top5 = records("top5", "last epoch") if len(labels.unique()) >= 5 else []
+    top5 = records("top5", "last epoch") if five else []
     return records("top1", "last epoch", right) + top5 + records("top1_paper", "test")
 
 # %% ../../nbs/evaluation/finetune.ipynb #d909812c

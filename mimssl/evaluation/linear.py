@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.utils.data import DataLoader
 from ..data.progress import track
+from ..data.pieces import patch_to
 from ..data.settings import BadInput, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, probe_view
 from .evaluation import Bench, Evaluation
@@ -137,31 +138,34 @@ class HeadTrainer:
         self.optimiser.step()
         return loss.detach() / logits.shape[1]
 
-    @torch.no_grad()
-    def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Top-1 and top-5 accuracy in percent and mean cross-entropy of each head: (3, heads),
-        float64 on the CPU.
-        """
-        h = self.heads.eval()
-        device, total = h.lrs.device, torch.zeros(3, len(h.grid), dtype=torch.float64)
-        chunk = max(1, 2 ** 25 // (len(h.grid) * h.biases[0].shape[1]))
-        for i in range(0, len(x), chunk):
-            logits, target = h(x[i:i + chunk].to(device).float()), y[i:i + chunk].to(device)
-            # (B, heads, 1)
-            own = logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))
-            # a head that diverged is wrong
-            rank = (logits > own).sum(2) + (~own.isfinite()).squeeze(2) * logits.shape[2]
-            loss = logits.logsumexp(2) - own.squeeze(2)
-            total += torch.stack([100. * (rank < 1).sum(0), 100. * (rank < 5).sum(0),
-                                  loss.nan_to_num(1e30, 1e30).sum(0)]).cpu()
-        return total / len(x)
+# %% ../../nbs/evaluation/linear.ipynb #c1070914
+@patch_to(HeadTrainer)
+@torch.no_grad()
+def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Top-1 and top-5 accuracy in percent and mean cross-entropy of each head: (3, heads),
+    float64 on the CPU.
+    """
+    h = self.heads.eval()
+    device, total = h.lrs.device, torch.zeros(3, len(h.grid), dtype=torch.float64)
+    chunk = max(1, 2 ** 25 // (len(h.grid) * h.biases[0].shape[1]))
+    for i in range(0, len(x), chunk):
+        logits, target = h(x[i:i + chunk].to(device).float()), y[i:i + chunk].to(device)
+        # (B, heads, 1)
+        own = logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))
+        # a head that diverged is wrong
+        rank = (logits > own).sum(2) + (~own.isfinite()).squeeze(2) * logits.shape[2]
+        loss = logits.logsumexp(2) - own.squeeze(2)
+        total += torch.stack([100. * (rank < 1).sum(0), 100. * (rank < 5).sum(0),
+                              loss.nan_to_num(1e30, 1e30).sum(0)]).cpu()
+    return total / len(x)
 
-    @torch.no_grad()
-    def right(self, x: torch.Tensor, y: torch.Tensor, head: int, chunk: int = 8192) -> torch.Tensor:
-        "Whether `head` classifies each feature right: (N,) bool on the CPU."
-        h = self.heads.eval()
-        return torch.cat([h(part.to(h.lrs.device).float())[:, head].argmax(1).cpu()
-                          for part in x.split(chunk)]) == y
+@patch_to(HeadTrainer)
+@torch.no_grad()
+def right(self, x: torch.Tensor, y: torch.Tensor, head: int, chunk: int = 8192) -> torch.Tensor:
+    "Whether `head` classifies each feature right: (N,) bool on the CPU."
+    h = self.heads.eval()
+    return torch.cat([h(part.to(h.lrs.device).float())[:, head].argmax(1).cpu()
+                      for part in x.split(chunk)]) == y
 
 # %% ../../nbs/evaluation/linear.ipynb #6e9561a6
 class CachedFeatures:

@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'PROMPTS', 'EVALUATIONS', 'threshold_ious', 'best_ious', 'grid_ious', 'token_ious', 'connected',
            'deepest_by_squares', 'deepest_pixel', 'prompt_pixels', 'unit_tokens', 'similarity_maps', 'PromptSpec',
            'real_objects', 'prompted_objects', 'object_ious', 'view_side', 'masked_images', 'token_stream',
-           'group_mean', 'PromptScores', 'prompt_segmentation', 'eval_prompt_segmentation']
+           'group_mean', 'PromptScores', 'prompt_segmentation', 'eval_prompt_segmentation', 'prompt_records']
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #98d989af
 from dataclasses import asdict, dataclass
@@ -385,10 +385,8 @@ def prompt_segmentation(
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #51f3e8c3
 def eval_prompt_segmentation(
-    bench,
-    spec=None,  # reads images itself: `spec` is not used
-    size: int | None = None,
-    keep_aspect: bool = False,
+    bench, spec=None,  # reads images itself: `spec` is not used
+    size: int | None = None, keep_aspect: bool = False,
     layer: str | int | tuple[int, ...] = "last",
     norm: bool = True,
     kind: str = "tokens",
@@ -422,23 +420,31 @@ def eval_prompt_segmentation(
     if prompt != "random": del own["draws"]
     if test is not bench.data("test"): own |= dict(objects=test.kind)
     for c, found in tested.items():
-        k, best, N = int(tuned[c].curve.argmax()), int(found.curve.argmax()), len(found.best)
-        base = own | dict(centre=c)
-        record = lambda metric, value, *outcomes, **more: records.append((
-            metric, float(value), N, base | more, *outcomes))
-        more = dict(miou_category=dict(
-            chosen_categories=found.by_category(k, category_names(test))))
-        outcomes = {"miou": [found.by_object(k, bench.data("test").name)]}
-        for metric, value in found.at(k).items():
-            record(metric, value, *outcomes.get(metric, []), selection="train",
-                   chosen_threshold=p.thresholds[k], **more.get(metric, {}))
-        record("miou_paper", found.curve[best], selection="test",
-               chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
-        record("best_threshold", p.thresholds[best], selection="test")
-        record("miou_oracle", 100 * found.best.mean(), selection="each object")
-        record("miou_grid", 100 * found.grid.mean(), selection="none")
-        record("miou_token", 100 * found.token.mean(), selection="none")
-        record("below_token", 100 * found.below_token.mean(), selection="none")
+        records += prompt_records(found, tuned[c], p, own | dict(centre=c), category_names(test),
+                                  bench.data("test").name)
+    return records
+
+# %% ../../nbs/evaluation/prompt_segmentation.ipynb #b34105cc
+def prompt_records(found: PromptScores, tuned: PromptScores, p: PromptSpec, base: dict,
+                   categories: dict[int, str], name) -> list[tuple]:
+    """The scores of objects at the threshold that was best on others (`tuned`); `name` of an
+    image by its index.
+    """
+    k, best, N, records = int(tuned.curve.argmax()), int(found.curve.argmax()), len(found.best), []
+    record = lambda metric, value, *outcomes, **more: records.append((
+        metric, float(value), N, base | more, *outcomes))
+    more = dict(miou_category=dict(chosen_categories=found.by_category(k, categories)))
+    outcomes = {"miou": [found.by_object(k, name)]}
+    for metric, value in found.at(k).items():
+        record(metric, value, *outcomes.get(metric, []), selection="train",
+               chosen_threshold=p.thresholds[k], **more.get(metric, {}))
+    record("miou_paper", found.curve[best], selection="test",
+           chosen_threshold=p.thresholds[best], chosen_curve=found.curve.tolist())
+    record("best_threshold", p.thresholds[best], selection="test")
+    record("miou_oracle", 100 * found.best.mean(), selection="each object")
+    record("miou_grid", 100 * found.grid.mean(), selection="none")
+    record("miou_token", 100 * found.token.mean(), selection="none")
+    record("below_token", 100 * found.below_token.mean(), selection="none")
     return records
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #ee3b7d99

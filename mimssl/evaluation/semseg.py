@@ -7,12 +7,14 @@ __all__ = ['IGNORE', 'SEG_FORMS', 'EVALUATIONS', 'confusion', 'seg_scores', 'seg
            'resize_labels', 'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid',
            'dense_encoder', 'SegHead', 'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order',
            'SegCrops', 'crop_batches', 'cached_batches', 'whole_images', 'store_grids', 'evaluate_heads', 'SegFit',
-           'fit_subset', 'eval_semseg', 'patch_labels', 'most_frequent', 'squashed_patches', 'check_distance',
-           'nearest_patches', 'vote_patches', 'fit_patches', 'eval_semseg_knn']
+           'fit_subset', 'seg_check', 'seg_form_of', 'seg_fits', 'seg_records', 'eval_semseg', 'patch_labels',
+           'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches', 'fit_patches',
+           'check_patches', 'patch_sets', 'eval_semseg_knn']
 
 # %% ../../nbs/evaluation/semseg.ipynb #a4c42008
 import torch
 import torch.nn.functional as F
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 import numpy as np
@@ -456,6 +458,68 @@ def _records(form: SegForm, base: dict, classes: list, count: int, chosen: list,
     return records
 
 # %% ../../nbs/evaluation/semseg.ipynb #6525d915
+def seg_check(bench) -> list[str]:
+    """The names of the classes.
+
+    Raises `BadInput` unless the training and the test split have the same ones.
+    """
+    classes, tested = (seg_classes(bench.data(split)) for split in ("train", "test"))
+    if tested != classes:
+        raise BadInput("the training and the test split name different classes; check the data "
+                       "set.")
+    return classes
+
+def seg_form_of(bench, name: str, epochs: int | None, **changes) -> tuple[SegForm, int]:
+    "The form for this encoder and data set, and the patch size; `epochs` set its iterations."
+    patch = 16 if bench.vit is None else bench.vit.patch_embed.patch_size[0]
+    form = seg_form(name, patch, **changes)
+    if epochs is None: return form, patch
+    steps = epochs * -(-len(bench.data("train")) // form.batch)
+    return seg_form(name, patch, **asdict(form) | dict(iterations=steps)), patch
+
+# %% ../../nbs/evaluation/semseg.ipynb #db3b4238
+def seg_fits(bench, form: SegForm, patch: int, subsets: dict, augment: bool, slide: bool,
+             half: bool) -> tuple[list[SegFit], list[list[str]], Callable]:
+    """The trained heads of each subset of the training images, the classes that it does not show,
+    and the function (data set, rows, heads) -> scores.
+    """
+    train, test, progress = bench.data("train"), bench.data("test"), bench.options["progress"]
+    workers, classes = bench.options["workers"], seg_classes(train)
+    reading = dict(workers=settings().workers if workers is None else workers, progress=progress)
+    rows = torch.cat([r for found in subsets.values() for r in found]).unique()
+    shown = dict(zip(rows.tolist(), class_presence(train, rows)))
+    class_presence(test, range(len(test)))
+    encode, _ = dense_encoder(bench.vit, bench.device, form.blocks(len(bench.vit.blocks))
+                              if bench.vit is not None else "last", form.norm, half)
+    stored = None if augment else store_grids(encode, train, rows, patch, form.short, **reading)
+    C, fits, missing = len(classes), [], []
+    for r in [r for found in subsets.values() for r in found]:
+        batches = (crop_batches(encode, train, r, form, bench.device, bench.seed,
+                                reading["workers"])
+                   if augment else cached_batches(stored, r, form, bench.device, bench.seed))
+        fits.append(fit_subset(form, r, batches, C, bench.device, bench.seed, progress))
+        there = torch.stack([shown[int(i)] for i in r]).any(0)
+        missing.append([c for c, has in zip(classes, there) if not has])
+    scores = lambda data, places, heads: [seg_scores(m) for m in evaluate_heads(
+        encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
+    return fits, missing, scores
+
+# %% ../../nbs/evaluation/semseg.ipynb #fe9f311e
+def seg_records(form: SegForm, base: dict, classes: list[str], count: int, subsets: dict,
+                chosen: list[dict], tested: list[dict], missing: list) -> list[tuple]:
+    """Records of all budgets: `chosen` and `tested` are the scores of all heads, of `count` test
+    images, in the order of the subsets; `missing` the classes that each subset does not show.
+    """
+    records, at, k = [], 0, len(form.lrs)
+    for n, found in subsets.items():
+        mine = range(at, at := at + len(found))
+        held, evaluated = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
+        records += _records(form, base | dict(labels=n), classes, count,
+                            [[s["miou"] for s in heads] for heads in held], evaluated,
+                            [missing[i] for i in mine])
+    return records
+
+# %% ../../nbs/evaluation/semseg.ipynb #a8972ba1
 def eval_semseg(
     bench, spec=None,
     form: str = "default",        # a name in `SEG_FORMS`
@@ -476,52 +540,23 @@ def eval_semseg(
 
     Raises `BadInput` before any training.
     """
-    train, test, options = bench.data("train"), bench.data("test"), bench.options
-    classes, workers, slide = (seg_classes(train), settings().workers if options["workers"] is None
-                               else options["workers"], augment if slide is None else slide)
-    if seg_classes(test) != classes:
-        raise BadInput("the training and the test split name different classes; check the data "
-                       "set.")
-    name, patch = form, 16 if bench.vit is None else bench.vit.patch_embed.patch_size[0]
-    form = seg_form(name, patch, short=size, crop=crop, batch=batch,
-                    lrs=tuple(lrs) if lrs else None)
-    if epochs is not None:
-        form = seg_form(name, patch,
-                        **asdict(form) | dict(iterations=epochs * -(-len(train) // form.batch)))
+    classes = seg_check(bench)
+    o, patch = seg_form_of(bench, form, epochs, short=size, crop=crop, batch=batch,
+                           lrs=tuple(lrs) if lrs else None)
+    slide = augment if slide is None else slide
+    train, test = bench.data("train"), bench.data("test")
     subsets = nested_subsets(len(train), labels)
-    rows = torch.cat([r for found in subsets.values() for r in found]).unique()
     for data in (train, test): check(data, decode=0)
     bench.begin()
-    shown = dict(zip(rows.tolist(), class_presence(train, rows)))
-    class_presence(test, range(len(test)))
-    encode, _ = dense_encoder(bench.vit, bench.device, form.blocks(len(bench.vit.blocks))
-                              if bench.vit is not None else "last", form.norm, half)
-    reading = dict(workers=workers, progress=options["progress"])
-    stored = None if augment else store_grids(encode, train, rows, patch, form.short, **reading)
-    C, fits, missing = len(classes), [], []
-    for n, r in [(n, r) for n, found in subsets.items() for r in found]:
-        batches = (crop_batches(encode, train, r, form, bench.device, bench.seed, workers)
-                   if augment else cached_batches(stored, r, form, bench.device, bench.seed))
-        fits.append(fit_subset(form, r, batches, C, bench.device, bench.seed, options["progress"]))
-        there = torch.stack([shown[int(i)] for i in r]).any(0)
-        missing.append([c for c, has in zip(classes, there) if not has])
-    scores = lambda data, places, heads: [seg_scores(m) for m in evaluate_heads(
-        encode, data, places, heads, C, patch, form.short, form.crop if slide else None, **reading)]
+    fits, missing, scores = seg_fits(bench, o, patch, subsets, augment, slide, half)
     chosen = scores(train, sorted(set().union(*(f.held for f in fits))),
                     [(h, f.held) for f in fits for h in f.choosing])
     tested = scores(test, range(len(test)), [(h, None) for f in fits for h in f.evaluated])
-    used = {k: v for k, v in asdict(form).items() if augment or k != "scale"}
+    used = {k: v for k, v in asdict(o).items() if augment or k != "scale"}
     if not (augment or slide): del used["crop"]
-    base = dict(form=name, augment=augment, slide=slide, half=half,
+    base = dict(form=form, augment=augment, slide=slide, half=half,
                 features="tokens" if bench.vit else "colours") | used
-    records, at, k = [], 0, len(form.lrs)
-    for n, found in subsets.items():
-        mine = range(at, at := at + len(found))
-        held, evaluated = ([scored[i * k:i * k + k] for i in mine] for scored in (chosen, tested))
-        records += _records(form, base | dict(labels=n), classes,
-                            len(test), [[s["miou"] for s in heads] for heads in held], evaluated,
-                            [missing[i] for i in mine])
-    return records
+    return seg_records(o, base, classes, len(test), subsets, chosen, tested, missing)
 
 # %% ../../nbs/evaluation/semseg.ipynb #a9d06b23
 def patch_labels(mask: torch.Tensor, size: int, patch: int, num_classes: int) -> torch.Tensor:
@@ -622,6 +657,41 @@ def _choose(classifier, x, y, test_x, test_y, num_classes: int, device, max_iter
     return [vote_patches(found[d][:, :k], y, num_classes, test_y) for k, d in grid]
 
 # %% ../../nbs/evaluation/semseg.ipynb #8df348ef
+def check_patches(bench, size: int, subsample: int, classifiers, distances, **numbers) -> int:
+    """The patch size. Raises `BadInput` for sizes, names or `numbers` that cannot be used."""
+    train, patch = bench.data("train"), (16 if bench.vit is None
+                                         else bench.vit.patch_embed.patch_size[0])
+    seg_classes(train)
+    if size < patch or size % patch:
+        raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
+                       f"is.")
+    if unknown := set(classifiers) - {"knn", "logistic"}:
+        raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
+    if len(train) < 2 or subsample < 1:
+        raise BadInput(f"{len(train)} training images, every {subsample}-th patch: give at least 2 "
+                       f"images and a subsample of 1 or more.")
+    for distance in distances: check_distance(distance)
+    for name, least in numbers.items():
+        if least <= 0: raise BadInput(f"{name} has {least}; give numbers above 0.")
+    return patch
+
+def patch_sets(bench, size: int, patch: int, num_classes: int) -> list[tuple]:
+    """Features and pixel labels of the patches of the training images, of a tenth of these that is
+    held out, and of the test images; standardised by the first.
+    """
+    train, test = bench.data("train"), bench.data("test")
+    encode, _ = dense_encoder(bench.vit, bench.device)
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(key_seed(bench.seed, "held out")))
+    held, rest = (order[:max(1, len(train) // 10)].sort().values,
+                  order[max(1, len(train) // 10):].sort().values)
+    sets = [squashed_patches(encode, data, rows, size, patch, num_classes,
+                             bench.options["progress"])
+            for data, rows in ((train, rest), (train, held), (test, range(len(test))))]
+    scaler = StandardScaler().fit(sets[0][0].numpy())
+    return [(torch.from_numpy(scaler.transform(x.numpy())), y) for x, y in sets]
+
+# %% ../../nbs/evaluation/semseg.ipynb #a7329ede
 def eval_semseg_knn(
     bench, spec=None,
     classifiers: tuple[str, ...] = ("knn", "logistic"),
@@ -635,33 +705,14 @@ def eval_semseg_knn(
 
     Raises `BadInput` before any work.
     """
-    train, test, progress = bench.data("train"), bench.data("test"), bench.options["progress"]
-    C, patch = (len(seg_classes(train)),
-                16 if bench.vit is None else bench.vit.patch_embed.patch_size[0])
-    if size < patch or size % patch:
-        raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
-                       f"is.")
-    if unknown := set(classifiers) - {"knn", "logistic"}:
-        raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
-    if len(train) < 2 or subsample < 1:
-        raise BadInput(f"{len(train)} training images, every {subsample}-th patch: give at least 2 "
-                       f"images and a subsample of 1 or more.")
-    for distance in distances: check_distance(distance)
-    for name, least in (("ks", min(ks)), ("Cs", min(Cs)), ("max_iter", max_iter)):
-        if least <= 0: raise BadInput(f"{name} has {least}; give numbers above 0.")
+    patch = check_patches(bench, size, subsample, classifiers, distances, ks=min(ks), Cs=min(Cs),
+                          max_iter=max_iter)
+    train, test = bench.data("train"), bench.data("test")
+    C = len(seg_classes(train))
     for data in (train, test): check(data, decode=0)
     bench.begin()
     for data in (train, test): class_presence(data, range(len(data)))
-    encode, _ = dense_encoder(bench.vit, bench.device)
-    order = torch.randperm(
-        len(train), generator=torch.Generator().manual_seed(key_seed(bench.seed, "held out")))
-    held, rest = (order[:max(1, len(train) // 10)].sort().values,
-                  order[max(1, len(train) // 10):].sort().values)
-    sets = [squashed_patches(encode, data, rows, size, patch, C, progress)
-            for data, rows in ((train, rest), (train, held), (test, range(len(test))))]
-    scaler = StandardScaler().fit(sets[0][0].numpy())
-    (x, y), (hx, hy), (tx, ty) = ((torch.from_numpy(scaler.transform(x.numpy())), y)
-                                  for x, y in sets)
+    (x, y), (hx, hy), (tx, ty) = patch_sets(bench, size, patch, C)
     records = []
     for name in classifiers:
         grid = [(k, d) for k in ks for d in distances] if name == "knn" else list(Cs)

@@ -10,6 +10,7 @@ __all__ = ['EVALUATIONS', 'token_owners', 'pair_cosines', 'auroc', 'dprime', 'me
 from dataclasses import dataclass
 from functools import partial
 import numpy as np, torch
+from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device
 from .evaluation import Evaluation
 from .dense import dense_blocks, token_counts
@@ -107,15 +108,6 @@ class Similarities:
         return Similarities([self.intra[i] for i in rows], [self.inter[i] for i in rows],
                             self.variance[rows], self.category[rows])
 
-    def by_category(self, metric: str, names: dict[int, str]) -> list[list]:
-        """[name, value of a score, objects] of each category that has pairs of both kinds, the most
-        frequent first.
-        """
-        found = [(c, self.of(c)) for c in np.unique(self.category)]
-        rows = [[names.get(int(c), str(c)), one.scores()[metric], len(one.category)]
-                for c, one in found if any(map(len, one.intra)) and any(map(len, one.inter))]
-        return sorted(rows, key=lambda row: -row[2])
-
     def scores(self, bins: int = 100) -> dict[str, float]:
         """auroc, dprime, overlap, mean and standard deviation of both, and the mean variance.
 
@@ -131,6 +123,17 @@ class Similarities:
         return dict(auroc=auroc(a, b), dprime=dprime(a, b), overlap=overlap(*self.histograms(bins)),
                     intra_mean=mean(a), intra_std=std(a), inter_mean=mean(b), inter_std=std(b),
                     variance=float(np.nanmean(self.variance)))
+
+# %% ../../nbs/evaluation/similarity.ipynb #5779ff92
+@patch_to(Similarities)
+def by_category(self, metric: str, names: dict[int, str]) -> list[list]:
+    """[name, value of a score, objects] of each category that has pairs of both kinds, the most
+    frequent first.
+    """
+    found = [(c, self.of(c)) for c in np.unique(self.category)]
+    rows = [[names.get(int(c), str(c)), one.scores()[metric], len(one.category)]
+            for c, one in found if any(map(len, one.intra)) and any(map(len, one.inter))]
+    return sorted(rows, key=lambda row: -row[2])
 
 # %% ../../nbs/evaluation/similarity.ipynb #01230b53
 def object_similarities(tokens: torch.Tensor, found: dict, centre: bool = False, limit: int = 1000,

@@ -72,26 +72,27 @@ class FeatureDecoder(MAEDecoder):
     """MAE's decoder without a class token: visible tokens -> a prediction at every patch, or at the
     masked ones.
     """
-    def __init__(self, grid: int, in_dim: int, out_dim: int, dim: int, depth: int, num_heads: int):
-        super().__init__(grid, in_dim, out_dim, dim, depth, num_heads)
+    def __init__(self, grid: int, in_dim: int, out_dim: int, dim: int, depth: int, num_heads: int,
+                 mlp_ratio: float = 4.):
+        super().__init__(grid, in_dim, out_dim, dim, depth, num_heads, mlp_ratio)
         self.pos_embed = fixed_positions(dim, grid, num_prefix_tokens=0)
 
-    def decode(self, tokens: torch.Tensor, keep: torch.Tensor,
-               masked: torch.Tensor) -> torch.Tensor:
-        """Blocks over visible and masked places: (B, n, D) -> (B, L, dim) in the order `keep`,
-        `masked`.
+    def decode(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor,
+               first: int = 0) -> torch.Tensor:
+        """Blocks over visible and masked places: (B, n, D) -> (B, L-first, dim) in the order
+        `keep`, `masked`, without the first ones.
         """
         x = torch.cat(
             [self.embed(tokens), self.mask_token.expand(len(tokens), masked.shape[1], -1)], 1)
-        return self.blocks(x + gather_tokens(self.pos_embed.expand(len(x), -1, -1),
-                                             torch.cat([keep, masked], 1)))
+        return self.run(x + gather_tokens(self.pos_embed.expand(len(x), -1, -1),
+                                          torch.cat([keep, masked], 1)), first)
 
-    def forward(self, tokens: torch.Tensor, keep: torch.Tensor,
-                masked: torch.Tensor) -> torch.Tensor:
-        """Predictions at the visible and the masked patches, (B, L, out_dim), in the order `keep`,
-        `masked`.
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor,
+                first: int = 0) -> torch.Tensor:
+        """Predictions at the visible and the masked patches in the order `keep`, `masked`, without
+        the first ones: (B, L-first, out_dim).
         """
-        return self.head(self.norm(self.decode(tokens, keep, masked)))
+        return self.head(self.norm(self.decode(tokens, keep, masked, first)))
 
 # %% ../../nbs/methods/cfm_vit.ipynb #e1a43303
 def cosine_distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -145,20 +146,24 @@ class CFMViTOptions:
     crop_scale: tuple = (.9, 1.)      # area of the random crop, as a share of the image
     jitter: float = 0.                # probability that all colours of an image change
 
-    def __post_init__(self):
-        check_options(
-            self, positive=("temperature", "max_scale"),
-            share=("momentum", "pos_dropout", "jitter"), least={"rec_weight": 0, "region": 1},
-            choices={"contrast_tokens": ("all", "complement"), "target": TARGETS,
-                     "rec_places": ("masked", "all"), "pos_dropout_unit": ("sample", "batch"),
-                     "long_captions": ("refuse", "cut")})
-        if self.region % 2 == 0:
-            raise BadInput(f"region is {self.region}; give an odd number of patches.")
-        if self.contrast_tokens == "complement" and self.rec_weight:
-            for name, value in (("target", "region"), ("rec_places", "all")):
-                if getattr(self, name) == value:
-                    raise BadInput(f"{name} is {value!r}, which needs the features of all patches, "
-                                   f"but contrast_tokens is 'complement'; change one of them.")
+    def __post_init__(self): self.check()
+
+# %% ../../nbs/methods/cfm_vit.ipynb #8b2b2929
+@patch_to(CFMViTOptions)
+def check(self):
+    check_options(
+        self, positive=("temperature", "max_scale"),
+        share=("momentum", "pos_dropout", "jitter"), least={"rec_weight": 0, "region": 1},
+        choices={"contrast_tokens": ("all", "complement"), "target": TARGETS,
+                 "rec_places": ("masked", "all"), "pos_dropout_unit": ("sample", "batch"),
+                 "long_captions": ("refuse", "cut")})
+    if self.region % 2 == 0:
+        raise BadInput(f"region is {self.region}; give an odd number of patches.")
+    if self.contrast_tokens == "complement" and self.rec_weight:
+        for name, value in (("target", "region"), ("rec_places", "all")):
+            if getattr(self, name) == value:
+                raise BadInput(f"{name} is {value!r}, which needs the features of all patches, "
+                               f"but contrast_tokens is 'complement'; change one of them.")
 
 # %% ../../nbs/methods/cfm_vit.ipynb #baf3f8eb
 def captions_of(batch: dict) -> list[str]:
@@ -200,7 +205,7 @@ class CFMViT(Method):
         if o.rec_weight:
             out_dim = 3 * encoder.patch_size ** 2 if o.target == "pixels" else D
             self.decoder = FeatureDecoder(encoder.grid, D, out_dim, o.decoder_dim, o.decoder_depth,
-                                          o.decoder_heads)
+                                          o.decoder_heads, encoder.mlp_ratio)
             if o.target == "momentum": self.teacher = copy_as_teacher(self.encoder)
 
     def views(self) -> dict[str, list]:
@@ -250,7 +255,7 @@ def forward(self, batch, draws, at) -> dict:
     if o.rec_weight:
         with draws.scope("reconstruction"):
             prediction = self.decoder(self.see(self.encoder, patches, positions, keep), keep,
-                                      masked)
+                                      masked, keep.shape[1] if o.rec_places == "masked" else 0)
         rec = self.reconstruction(prediction, self.targets(f, patches, positions, keep, masked))
         loss, terms["rec"] = loss + o.rec_weight * rec, rec.detach()  # L_con + lambda L_rec
     return {n: x if n == "loss" else x.detach()
@@ -275,10 +280,7 @@ def targets(self, f, patches, positions, keep, masked) -> torch.Tensor:
 
 @patch_to(CFMViT)
 def reconstruction(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L_rec of predictions (B, L, E) in the order visible, masked, and targets (B, m, E) at the
-    last m of these places.
-    """
-    prediction = prediction[:, -target.shape[1]:]
+    "L_rec of predictions (B, m, E) and targets (B, m, E) at the same places."
     return (patch_mse(prediction, target) if self.options.target == "pixels"
             else cosine_distance(prediction, target))
 

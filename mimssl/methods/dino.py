@@ -83,7 +83,8 @@ class DINO(Method):
     Options = DINOOptions
     tiny = {"": dict(out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2, local_size=16,
                      use_bn=True),
-            "global": dict(local_crops=0, use_bn=False)}
+            "global": dict(local_crops=0, use_bn=False, warmup_teacher_epochs=2,
+                           teacher_temperature=.07)}
     official = {"encoder.": "student.backbone.", "head.": "student.head.",
                 "teacher.encoder.": "teacher.backbone.", "teacher.head.": "teacher.head.",
                 "loss.centre": "dino_loss.center"}

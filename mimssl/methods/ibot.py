@@ -168,7 +168,8 @@ class IBOT(Method):
     Options = IBOTOptions
     tiny = {"": dict(out_dim=64, patch_out_dim=64, hidden_dim=32, bottleneck_dim=16, local_crops=2,
                      local_size=16),
-            "separate": dict(patch_out_dim=32, shared_head=False, shared_head_teacher=False),
+            "separate": dict(patch_out_dim=32, shared_head=False, shared_head_teacher=False,
+                             mask_ratio=[.2, .3], mask_ratio_range=[.1, .2]),
             "few": dict(mask_shape="random")}
     official = {"encoder.": "student.backbone.", "mask_token": "student.backbone.masked_embed",
                 "head.": "student.head.", "teacher.encoder.": "teacher.backbone.",

@@ -113,7 +113,7 @@ class LatentDecoder(nn.Module):
     `check_decoder`.
     """
     def __init__(self, grid: int, in_dim: int, dim: int = 512, depth: int = 3, num_heads: int = 16,
-                 kind: str = "cross", cue: bool = True):
+                 kind: str = "cross", cue: bool = True, mlp_ratio: float = 4.):
         super().__init__()
         check_decoder(dim, depth, num_heads)
         self.kind, self.cue = kind, cue
@@ -121,8 +121,9 @@ class LatentDecoder(nn.Module):
         self.cls_token, self.mask_token = (nn.Parameter(torch.zeros(1, 1, dim)),
                                            nn.Parameter(torch.zeros(1, 1, dim)))
         self.pos_embed = spaced_positions(fixed_positions(dim, grid))
-        self.blocks = (nn.ModuleList([CrossBlock(dim, num_heads) for _ in range(depth)])
-                       if kind == "cross" else transformer_blocks(dim, depth, num_heads))
+        self.blocks = (
+            nn.ModuleList([CrossBlock(dim, num_heads, mlp_ratio) for _ in range(depth)])
+            if kind == "cross" else transformer_blocks(dim, depth, num_heads, mlp_ratio))
         self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, in_dim)
         init_xavier(self)
         nn.init.normal_(self.cls_token, std=.02)
@@ -234,7 +235,8 @@ class LatentMIM(Method):
             self.target_encoder, self.target_projector = (copy_as_teacher(self.encoder),
                                                           copy_as_teacher(self.projector))
         self.decoder = LatentDecoder(encoder.grid, encoder.embed_dim, o.decoder_dim,
-                                     o.decoder_depth, o.decoder_heads, o.decoder, o.cue)
+                                     o.decoder_depth, o.decoder_heads, o.decoder, o.cue,
+                                     encoder.mlp_ratio)
 
     def views(self) -> dict[str, list]:
         return {"global": [mae_view(self.grid * (self.patch_size + self.options.gap),

@@ -52,7 +52,8 @@ class MAE(Method):
         self.image_size, self.patch_size = encoder.image_size, encoder.patch_size
         self.encoder = init_xavier(build_encoder(encoder))
         self.decoder = MAEDecoder(encoder.grid, encoder.embed_dim, 3 * encoder.patch_size ** 2,
-                                  o.decoder_dim, o.decoder_depth, o.decoder_heads)
+                                  o.decoder_dim, o.decoder_depth, o.decoder_heads,
+                                  encoder.mlp_ratio)
 
     def views(self) -> dict[str, list]:
         return {"global": [mae_view(self.image_size,

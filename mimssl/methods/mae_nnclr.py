@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from ..data.options import check_options
 from ..data.settings import BadInput
 from .mae import MAE, MAEOptions
-from .mae_ct import HeadOptions, NNCLRHead, head_loss, pool, whole_queue
 from ..parts.encoder import EncoderConfig, encode, gather_tokens, patchify
 from ..parts.losses import patch_mse, standardise_patches
 from ..parts.masking import random_masking
+from ..parts.nnclr import HeadOptions, NNCLRHead, head_loss, pool, whole_queue
 
 # %% ../../nbs/methods/mae_nnclr.ipynb #086528ca
 @dataclass(frozen=True)

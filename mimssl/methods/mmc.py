@@ -225,7 +225,8 @@ class MMC(Method):
                      cls_hidden_dim=32, cls_out_dim=16, max_block=.6, head_layers=1, cls_weight=.5),
             "contrast": dict(pat_loss="contrast", combine="both", predictor=True, two_tau=False,
                              rec_average="images"),
-            "few": dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3)}
+            "few": dict(cls_weight=0., noise_area=.1, alien_share=0., align=4, max_block=.3,
+                        head_layers=2)}
     batch_means, may_skip = ("prototypes.centre",), True  # the last layer rests in the first epochs
     whole_batch = "the class tokens of other images, with which a query is compared,"
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
 from ..data.files import check_sum, parse_json, reason, replacing
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/encoder.ipynb #95ac4d26
@@ -39,31 +40,39 @@ class EncoderConfig:
     positions: str = "sincos"      # 'sincos' (fixed) or 'learned'
     drop_path: float = 0.          # largest drop-path rate, linear over depth
 
-    def __post_init__(self):
-        if self.size not in SIZES:
-            raise BadInput(f"encoder size '{self.size}' is unknown; use one of {', '.join(SIZES)}.")
-        for name, default in zip(("embed_dim", "depth", "num_heads"), SIZES[self.size]):
-            if getattr(self, name) is None: object.__setattr__(self, name, default)
-        for name in ("embed_dim", "depth", "num_heads", "patch_size", "image_size"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
-        if self.image_size < self.patch_size or self.image_size % self.patch_size:
-            raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size "
-                           f"{self.patch_size}; change one of them.")
-        if self.embed_dim % self.num_heads:
-            raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads "
-                           f"{self.num_heads}.")
-        if self.positions not in ("sincos", "learned"):
-            raise BadInput(f"positions is '{self.positions}'; use sincos or learned.")
-        if self.positions == "sincos" and self.embed_dim % 4:
-            raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of 4, as sincos "
-                           f"positions need.")
+    def __post_init__(self): self.check()
 
     @property
     def grid(self) -> int: return self.image_size // self.patch_size    # patches along one side
 
     @property
     def num_patches(self) -> int: return self.grid ** 2
+
+# %% ../../nbs/parts/encoder.ipynb #1cf54323
+@patch_to(EncoderConfig)
+def check(self):
+    if self.size not in SIZES:
+        raise BadInput(f"encoder size '{self.size}' is unknown; use one of {', '.join(SIZES)}.")
+    for name, default in zip(("embed_dim", "depth", "num_heads"), SIZES[self.size]):
+        if getattr(self, name) is None: object.__setattr__(self, name, default)
+    for name in ("embed_dim", "depth", "num_heads", "patch_size", "image_size"):
+        if getattr(self, name) < 1:
+            raise BadInput(f"encoder: {name} is {getattr(self, name)}; give 1 or more.")
+    if int(self.mlp_ratio * self.embed_dim) < 1:
+        raise BadInput(f"encoder: mlp_ratio {self.mlp_ratio} leaves no hidden unit; raise it.")
+    if not 0 <= self.drop_path < 1:
+        raise BadInput(f"encoder: drop_path is {self.drop_path}; give 0 or more, below 1.")
+    if self.image_size < self.patch_size or self.image_size % self.patch_size:
+        raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size "
+                       f"{self.patch_size}; change one of them.")
+    if self.embed_dim % self.num_heads:
+        raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads "
+                       f"{self.num_heads}.")
+    if self.positions not in ("sincos", "learned"):
+        raise BadInput(f"positions is '{self.positions}'; use sincos or learned.")
+    if self.positions == "sincos" and self.embed_dim % 4:
+        raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of 4, as sincos "
+                       f"positions need.")
 
 # %% ../../nbs/parts/encoder.ipynb #ae796330
 def sincos_table(dim: int, grid: int, spacing: float = 1.) -> torch.Tensor:

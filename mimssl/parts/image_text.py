@@ -57,12 +57,6 @@ class ImageText(nn.Module):
         table = patch_positions(self.encoder, grid, "bilinear") * float(positions)
         return self.projection(encode_patches(self.encoder, patchify(images, p), table))
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        "Normalised images (B, 3, H, W) -> features (B, E), of any length."
-        tokens = self.tokens(images)
-        return (tokens[:, 0] if self.pool == "cls"
-                else tokens[:, self.encoder.num_prefix_tokens:].mean(1))  # v
-
     def encode_patches(self, images: torch.Tensor, positions: bool = True) -> torch.Tensor:
         """Normalised images (B, 3, H, W) -> patch features (B, h, w, E), of any length; their mean
         is the image's feature where `pool` is 'mean'.
@@ -70,6 +64,14 @@ class ImageText(nn.Module):
         p = self.encoder.patch_embed.patch_size[0]
         return self.tokens(images, positions)[:, self.encoder.num_prefix_tokens:].unflatten(
             1, (images.shape[2] // p, -1))
+
+# %% ../../nbs/parts/image_text.ipynb #1e90d753
+@patch_to(ImageText)
+def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+    "Normalised images (B, 3, H, W) -> features (B, E), of any length."
+    tokens = self.tokens(images)
+    return (tokens[:, 0] if self.pool == "cls"
+            else tokens[:, self.encoder.num_prefix_tokens:].mean(1))  # v
 
 # %% ../../nbs/parts/image_text.ipynb #b397d514
 @patch_to(ImageText)

@@ -21,7 +21,7 @@ BOXES = {"data": ("#FFFFFF", "#888888", "-"), "learned": ("#DCEBF7", "#0072B2", 
 ARROWS = {"gradient": ("#222222", "-", "gradients flow back"),
           "stop": ("#666666", (0, (4, 2)), "stop-gradient"),
           "average": ("#0072B2", (0, (1, 1.2)), "weights follow as a moving average (EMA)")}
-TEXT, LABEL, LINE = 8, 7, .15   # points of boxes and of arrows, inches of a line of text
+TEXT, LABEL, LINE = 8, 7, .145   # points of boxes and of arrows, inches of a line of text
 
 # %% ../../nbs/report/diagrams.ipynb #90044410
 def text_size(text: str, points: float) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def route(a: tuple, b: tuple, then: str, aside: float = 0.) -> np.ndarray:
 # %% ../../nbs/report/diagrams.ipynb #63a8668c
 def place(boxes: dict, arrows: list, width: float) -> tuple[dict, float]:
     "Name -> (x, y, width, height) of each box, y downwards, and the height of all."
-    size = {name: np.add(text_size(box[2], TEXT), (.2, .12)) for name, box in boxes.items()}
+    size = {name: np.add(text_size(box[2], TEXT), (.2, .09)) for name, box in boxes.items()}
     columns, rows, gaps = {}, {}, {}
     for name, (column, row, *_) in boxes.items():
         if column == int(column): columns[column] = max(columns.get(column, 0), size[name][0])
@@ -74,7 +74,7 @@ def place(boxes: dict, arrows: list, width: float) -> tuple[dict, float]:
             wide = text_size(label, LABEL)[0] + .22 if last - first <= 1 else .25
             gaps[gap] = max(gaps.get(gap, .2), wide)
     *xs, _ = grid_lines(columns, gaps, width - .1)
-    *ys, height = grid_lines(rows, dict.fromkeys(rows, .27), None)
+    *ys, height = grid_lines(rows, dict.fromkeys(rows, .22), None)
     centre = lambda at, lines: float(np.interp(at, range(len(lines)), lines))
     return {name: (.05 + centre(column, xs), .05 + centre(row, ys), *size[name])
             for name, (column, row, *_) in boxes.items()}, height + .1
@@ -113,7 +113,7 @@ def draw_flow(boxes: dict, arrows: list, width: float = PAGE):
                                f"{', '.join(known)}.")
     at, height = place(boxes, arrows, width)
     key = [kind for kind in ARROWS if kind in {arrow[3] for arrow in arrows}]
-    height += .22
+    height += .2
     fig = plt.figure(figsize=(width, height), layout="none")
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     ax.axis("off")
