@@ -17,7 +17,7 @@ import argparse, os, shutil, signal, sys
 from contextlib import suppress
 from pathlib import Path
 from .data.files import one_line, parse_yaml, read_json, read_yaml, reason, write_text
-from .data.settings import BadInput, Stopped, make_folder, settings
+from .data.settings import BadInput, Stopped, make_folder, pick_device, settings
 
 # %% ../nbs/cli.ipynb #68b8bfec
 RETIRED = {"--lines": "--records"}   # an option of the past -> its name today
@@ -426,14 +426,18 @@ def splits_of(dataset: str, given: str | None = None) -> tuple[str, str]:
                            f"{', '.join(known)}.")
     return splits
 
+# %% ../nbs/cli.ipynb #f3f8823f
 def evaluate(args):
     "Evaluate an encoder; prints the numbers and appends their records to a file."
     check_out(args.out)
     from mimssl.evaluation import suite
     suite.suite_names(args.suite)                     # raises
+    from mimssl.parts.distributed import join, rank
+    device = args.device or settings().device
+    join(pick_device(device))
     splits = splits_of(args.dataset, args.splits)
     shared = dict(dataset=args.dataset, splits=splits, eval_seed=args.eval_seed, suite=args.suite,
-                  device=args.device or settings().device, outcomes=args.outcomes,
+                  device=device, outcomes=args.outcomes if rank() == 0 else None,
                   memory=args.memory, options=nested(assignments(args.set)),
                   features=assignments(args.features))
     which = dict(part=args.part, num_heads=args.num_heads)
@@ -453,8 +457,11 @@ def check_out(out):
     if Path(out).exists(): read_records(out)
 
 def tell(records: list[dict], out=None):
-    "Append records to the file `out`, if there is one, and print them."
+    """Append records to the file `out`, if there is one, and print them: once, whatever the number
+    of processes.
+    """
     from mimssl.data.records import append_records
+    if os.environ.get("RANK", "0") != "0": return
     if out: append_records(out, records)
     print("\n".join(rows(records)))
 
@@ -477,6 +484,7 @@ def rows(records: list[dict]) -> list[str]:
     return ["  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths)), row[4].rjust(widths[4]),
                        row[5]]).rstrip() for row in table]
 
+# %% ../nbs/cli.ipynb #940abf52
 def written(record: dict) -> str:
     "The value of a record: percentages and large numbers with two decimals, fractions with three."
     from mimssl.report.groups import metric_name
