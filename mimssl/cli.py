@@ -69,6 +69,8 @@ def data_options(c: Parser):
                    default="generate")
     c.add_argument("name", nargs="?", help="a data set's name, or the path of a folder")
     c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--level", default="easy",
+                   help="generate: how much colour tells, easy, medium or hard (default: easy)")
     c.add_argument("--data", metavar="DIR",
                    help="folder that holds real data sets (else settings.ini)")
     c.add_argument("--splits", metavar="NAMES", help="inspect or shard these, separated by commas")
@@ -280,7 +282,8 @@ def data(args):
     if args.name:
         raise BadInput(f"'{args.name}' is for inspecting; write data inspect {args.name}.")
     from mimssl.data.scenes import generate
-    print(f"scenes: ready in {generate(settings().data / 'scenes', args.seed)}")
+    root = generate(settings().data / 'scenes', args.seed, level=args.level)
+    print(f"scenes: ready in {root}")
 
 def inspect(args):
     "Say what a data set holds. Raises `BadInput` at the end where a part of it would be refused."

@@ -232,6 +232,7 @@ def compared(evidence: Evidence, about: Claim, test: dict, score: str, sides: li
     if test.get("counted"): outcome = HOLDS if min(differences) >= least else FAILS
     return Finding(score, *names, outcome, effect, sign < 0, bool(test.get("counted")), everything)
 
+# %% ../../nbs/report/claims.ipynb #73021c28
 def against_number(evidence: Evidence, about: Claim, test: dict, score: str) -> Finding:
     "The finding about one side and a number."
     sign, number = (1, test["above"]) if "above" in test else (-1, test["below"])
@@ -256,6 +257,7 @@ def among(evidence: Evidence, about: Claim, test: dict, score: str) -> Finding:
     if "alike" in test: outcome = {HOLDS: FAILS, FAILS: HOLDS}.get(outcome, outcome)
     return Finding(score, a, b, outcome, effect, records=tuple(r for side in records for r in side))
 
+# %% ../../nbs/report/claims.ipynb #ec14230f
 def findings(evidence: Evidence, about: Claim, test: dict) -> list[Finding]:
     "Every comparison of a test."
     found = []
@@ -297,6 +299,7 @@ class Verdict:
 
     def __str__(self) -> str: return f"{self.claim.id} {self.outcome}: {self.why}"
 
+# %% ../../nbs/report/claims.ipynb #a99439a8
 def missing(about: Claim, evidence: Evidence, gone: list[Finding]) -> str:
     "What has not run, of findings without records, and the command that runs it."
     sweeps = [s for s in about.sweeps if s not in evidence.sweeps]

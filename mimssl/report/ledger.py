@@ -89,6 +89,7 @@ def details(facts: dict) -> str:
     return "<details><summary>behind it</summary>" + "".join(
         f"<div><b>{k}</b>: {v}</div>" for k, v in rows.items()) + "</details>"
 
+# %% ../../nbs/report/ledger.ipynb #2a24a315
 def page_rows(verdicts: list[Verdict], outputs) -> str:
     "The ledger's rows as HTML."
     rows = []
@@ -112,6 +113,7 @@ def page(verdicts: list[Verdict], outputs) -> str:
             f"<table><thead><tr>{head}</tr></thead>\n{page_rows(verdicts, outputs)}\n"
             f"</table></html>\n")
 
+# %% ../../nbs/report/ledger.ipynb #51a38d5a
 def save_ledger(verdicts: list[Verdict], outputs, stem) -> list[Path]:
     "Write the ledger as stem.html, .txt, .md and .json."
     from mimssl.report.results import save_tables

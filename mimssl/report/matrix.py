@@ -47,6 +47,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     total = np.where(known, values, 0).sum(-1)
     return np.where(known.any(-1), total / np.maximum(known.sum(-1), 1), np.nan)
 
+# %% ../../nbs/report/matrix.ipynb #085a91c0
 def matrix(records: list[dict], columns: list[Column] = SCORES) -> Matrix:
     """The scores of the study's runs; evaluations that less than two methods have, and methods that
     have less than half of the others, are left out.
@@ -99,6 +100,7 @@ def agreement(m: Matrix) -> np.ndarray:
             rho[a, b] = stats.spearmanr(x, y).statistic
     return rho
 
+# %% ../../nbs/report/matrix.ipynb #7b1d4eac
 def budget_stability(points: list[dict], shares=(.25, .5, .75), currency: str = "gflop") -> dict:
     """Share of the common budget -> Kendall's tau between the order of methods then and at its end,
     from the records of curves; the budget is what the cheapest method had. None without curves.
@@ -146,6 +148,7 @@ def matrix_table(m: Matrix) -> Table:
                                                  for t in stability(m))])
     return table
 
+# %% ../../nbs/report/matrix.ipynb #846b3e20
 def matrix_figure(m: Matrix):
     """Left every method in every evaluation, coloured from the untrained encoder to the best; right
     which evaluations agree. Returns the figure.
