@@ -37,7 +37,7 @@ class DINOLoss(nn.Module):
     def targets(self, teacher: torch.Tensor, epoch: int) -> torch.Tensor:
         "Teacher logits (..., K) -> probabilities."
         return ((teacher.detach().float() - self.centre) / teacher_temperature(
-            epoch, self.warmup, self.final, self.warmup_epochs)).softmax(-1)
+            epoch, self.warmup, self.final, self.warmup_epochs)).softmax(-1)  # P_t
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor, epoch: int = 0) -> torch.Tensor:
         """Logits of all student crops (S*B, K) and of the two teacher crops (2*B, K), crop-major ->
@@ -45,7 +45,7 @@ class DINOLoss(nn.Module):
         """
         loss = cross_crop_loss(student.float() / self.student_temperature,
                                self.targets(teacher, epoch))
-        if self.training: move_centre(self.centre, teacher.float().mean(0), self.momentum)
+        if self.training: move_centre(self.centre, teacher.float().mean(0), self.momentum)  # c
         return loss
 
 # %% ../../nbs/methods/dino.ipynb #23fcdd1b
@@ -116,11 +116,11 @@ def forward(self, batch, draws, at) -> dict:
     with torch.no_grad():
         # (2*B, 1+L, D)
         tokens = encode(self.teacher["encoder"], batch["global"].flatten(0, 1))
-        teacher = self.teacher["head"](tokens[:, 0])
+        teacher = self.teacher["head"](tokens[:, 0])  # t
     with draws.scope("drop_path"):
         cls = torch.cat([encode(self.encoder, batch[g].flatten(0, 1), positions="dino")[:, 0]
                          for g in self.crops])  # (S*B, D)
-    student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)
+    student = self.head(cls, frozen=epoch < self.options.freeze_last_layer)  # s
     entropy = mean_entropy(self.loss.targets(teacher, epoch))
     return {"loss": self.loss(student, teacher, epoch), "teacher_entropy": entropy,
             "patch_similarity": mean_cosine(tokens[:, 1:])}

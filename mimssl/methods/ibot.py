@@ -149,9 +149,9 @@ def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
     over all patches (K'). -> 'loss', 'cls', 'patch' (weighted).
     """
     o, (temperature, patch_temperature) = self.options, self.temperatures(epoch)
-    target = ((teacher_cls.detach().float() - self.centre) / temperature).softmax(-1)
+    target = ((teacher_cls.detach().float() - self.centre) / temperature).softmax(-1)  # P_t
     prototypes = ((
-        teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)
+        teacher_masked.detach().float() - self.centre2[0]) / patch_temperature).softmax(-1)  # P_t
     weight = (1 / mask.sum(1).clamp(min=1) / len(mask))[:, None].expand_as(mask)[mask]  # (M,)
     cls = o.cls_weight * cross_crop_loss(student_cls.float() / o.student_temperature, target,
                                          self.global_crops)
@@ -160,6 +160,7 @@ def on_masked(self, student_cls, student_masked, teacher_cls, teacher_masked,
     if self.training:
         move_centre(self.centre, teacher_cls.float().mean(0), o.centre_momentum)
         move_centre(self.centre2, teacher_patch_mean, o.patch_centre_momentum)
+    # L = lambda_1 L_cls + lambda_2 L_patch
     return {"loss": cls + patch, "cls": cls, "patch": patch}
 
 # %% ../../nbs/methods/ibot.ipynb #65ed6969

@@ -292,14 +292,14 @@ def forward(self, batch, draws, at) -> dict:
     patches = self.cut(images, draws)
     keep, masked = split_patches(draws.rand("mask", *patches.shape[:2]), o.num_visible)
     with draws.scope("drop_path"):
-        # (B, M, D), (B, 1+n, D)
+        # t: (B, M, D), z: (B, 1+n, D)
         t, z = self.targets(patches, keep, masked), self.latents(patches, keep)
-    u = self.decoder(z, keep, masked)                                            # (B, M, D)
+    u = self.decoder(z, keep, masked)                                            # u: (B, M, D)
     if o.loss == "patch_discrimination": main = patch_discrimination(u, t, o.temperature)
     else: main = {"mse": F.mse_loss, "l1": F.l1_loss}[o.loss](u, standardise_patches(t))
     s_u, s_z = (mean_over_processes(mean_similarity(u)),
                 mean_over_processes(mean_similarity(z[:, 1:])))
-    wanted = cosine(at.step, at.total_steps, o.similarity_start, o.similarity_end)
+    wanted = cosine(at.step, at.total_steps, o.similarity_start, o.similarity_end)  # s*
     similarity = o.similarity_weight * ((s_u - wanted) ** 2 + (s_z - wanted) ** 2)
     return {"loss": main + similarity, o.loss: main.detach(),
             "similarity_part": similarity.detach(),

@@ -63,8 +63,8 @@ class MAE(Method):
         """Images (B, 3, S, S) and mask noise (B, L) -> prediction and target at masked patches, (B,
         L-n, P) each, and `masked` (B, L-n).
         """
-        keep, masked = random_masking(noise, self.options.mask_ratio)
-        prediction = self.decoder(encode(self.encoder, images, keep), keep, masked)
+        keep, masked = random_masking(noise, self.options.mask_ratio)  # visible and masked M
+        prediction = self.decoder(encode(self.encoder, images, keep), keep, masked)  # g(f(x))
         target = gather_tokens(patchify(images, self.patch_size), masked)
         return prediction, target, masked
 
@@ -77,7 +77,7 @@ def forward(self, batch, draws, at) -> dict:
                        self.decoder.pos_embed.shape[1] - 1).transpose(0, 1).flatten(0, 1)
     with draws.scope("drop_path"):
         prediction, target, _ = self.predict(batch["global"].flatten(0, 1), noise)
-    return {"loss": patch_mse(prediction,
+    return {"loss": patch_mse(prediction,  # L, against t
                               standardise_patches(target) if self.options.norm_pix else target)}
 
 # %% ../../nbs/methods/mae.ipynb #06a377e8

@@ -58,6 +58,7 @@ class MAENNCLR(MAE):
                         standardise_patches(target) if o.norm_pix else target)
         out = head_loss(self.head, pool(tokens.detach() if o.detach else tokens, o.pooling), batch,
                         draws)
+        # L = L_MAE + lambda L_NNCLR
         return {"loss": mae + o.loss_weight * out["loss"], "mae": mae.detach(),
                 "nnclr": out["loss"].detach(), "neighbour_accuracy": out["neighbour_accuracy"]}
 

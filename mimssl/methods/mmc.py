@@ -276,11 +276,11 @@ def forward(self, batch, draws, at) -> dict:
         teacher = (encode(self.teacher["encoder"], images) if o.pat_weight
                    or o.cls_weight else tokens)
     terms = {}
-    if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)
+    if o.rec_weight: terms |= self.reconstruct(tokens[:, 1:], images, noise, alien)  # L_REC
     if o.pat_weight:
         terms |= self.match_patches(tokens[:, 1:], teacher[:, 1:], noise, alien,
-                                    at.whole_epochs)
-    if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)
+                                    at.whole_epochs)  # L_PAT
+    if o.cls_weight: terms |= self.match_classes(torch.cat(cls), teacher[:, 0], B)  # L_CLS
     loss = sum(weight * terms[name] for name, weight in (
         ("rec", o.rec_weight), ("pat", o.pat_weight), ("cls", o.cls_weight)) if weight)
     return {"loss": loss} | {name: x.detach() for name, x in terms.items()} | {

@@ -379,20 +379,20 @@ def targets(self, views: torch.Tensor, draws) -> tuple[torch.Tensor, torch.Tenso
 @patch_to(MOCA)
 def forward(self, batch, draws, at) -> dict:
     o, views = self.options, batch["global"]                            # (2, B, 3, S, S)
-    codes, other = self.targets(views, draws)
+    codes, other = self.targets(views, draws)  # q, y
     entropy, codewords = torch.special.entr(codes).sum(-1), self.codebook.codewords  # (2B, L)
     noise = draws.rand("mask", views.shape[1], 2, codes.shape[1]).transpose(0, 1).flatten(0, 1)
     patches, image_prototypes = (patchify(views.flatten(0, 1), self.patch_size),
-                                 self.image_prototypes(codewords))
-    token_prototypes = self.token_prototypes(codewords) if self.decoder else None
+                                 self.image_prototypes(codewords))  # W_b
+    token_prototypes = self.token_prototypes(codewords) if self.decoder else None  # W_d
     img, loc = [], []
     for (e, _), decoded in zip(self.counts, complementary_masks(noise, self.counts)):
         with draws.scope(f"drop_path{len(img)}"):
             last, early = encode_at(self.encoder, patches, decoded[:, :e], o.early_layer)
-        g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]  # (2B, D)
+        g = last[:, 1:].mean(1) if o.pooling == "mean" else last[:, 0]  # g^r: (2B, D)
         img.append(divergence(other, self.image_prototypes.logits(g, image_prototypes)))
         if self.decoder:
-            z = self.decoder(g, early[:, 1:], decoded)                  # (2B, d, decoder_dim)
+            z = self.decoder(g, early[:, 1:], decoded)                  # z^r: (2B, d, decoder_dim)
             loc.append(divergence(gather_tokens(codes, decoded),
                                   self.token_prototypes.logits(z, token_prototypes),
                                   entropy.gather(1, decoded)))

@@ -95,12 +95,12 @@ class MoCoV3(Method):
     def forward(self, batch, draws, at) -> dict:
         images, B = batch["global"].flatten(0, 1), batch["global"].shape[1]
         with draws.scope("drop_path"): tokens = encode(self.encoder, images)  # (2*B, 1+L, D)
-        q1, q2 = (self.predictor(self.head(cls)) for cls in tokens[:, 0].split(B))
+        q1, q2 = (self.predictor(self.head(cls)) for cls in tokens[:, 0].split(B))  # q_1, q_2
         with torch.no_grad():
             k1, k2 = (self.teacher["head"](cls)
                       for cls in encode(self.teacher["encoder"], images)[:, 0].split(B))
-        loss = (contrastive_loss(q1, k2, self.options.temperature)
-                + contrastive_loss(q2, k1, self.options.temperature))
+        loss = (contrastive_loss(q1, k2, self.options.temperature)     # l(q_1, k_2)
+                + contrastive_loss(q2, k1, self.options.temperature))  # l(q_2, k_1)
         found = ((F.normalize(q1, dim=1) @ F.normalize(gather(k2), dim=1).T).argmax(1) == rank() * B
                  + torch.arange(B, device=images.device))
         return {"loss": loss, "found": found.float().mean(),
