@@ -2745,6 +2745,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mimssl.training.runner.run_notebook': ( 'training/runner.html#run_notebook',
                                                                                  'mimssl/training/runner.py'),
                                         'mimssl.training.runner.scratch': ('training/runner.html#scratch', 'mimssl/training/runner.py')},
+            'mimssl.training.short': { 'mimssl.training.short.short_training': ( 'training/short.html#short_training',
+                                                                                 'mimssl/training/short.py')},
             'mimssl.training.summary': { 'mimssl.training.summary.extracts': ( 'training/summary.html#extracts',
                                                                                'mimssl/training/summary.py'),
                                          'mimssl.training.summary.reconstructions': ( 'training/summary.html#reconstructions',
