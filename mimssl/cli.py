@@ -582,8 +582,8 @@ def limit(text: str | None, default: int | None, name: str) -> int | None:
 def class_list(given: list[str] | None) -> list[str] | None:
     "Names of classes, those in a text file where that is the one given."
     if not given or len(given) > 1 or not Path(given[0]).is_file(): return given
-    return [line.strip()
-            for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    from mimssl.data.files import read_text
+    return [line.strip() for line in read_text(given[0]).splitlines() if line.strip()]
 
 # %% ../nbs/cli.ipynb #a72eabd0
 def metric_records(*files) -> list[dict]:
