@@ -11,15 +11,18 @@ TORCH ?=
 TORCH_INDEX ?=
 JOBS ?=
 
+# folders may have spaces in their names: quoted in recipes, escaped as targets
+absolute = $(if $(filter /%,$(1)),$(1),$(CURDIR)/$(1))
+SPACE := $(subst ,, )
 V := $(strip $(VENV))
-BIN := $(abspath $(V))/bin
-READY := $(V)/.ready
+BIN := $(call absolute,$(V))/bin
+READY := $(subst $(SPACE),\ ,$(V))/.ready
 OWN_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONHASHSEED ?= 0
 ifneq ($(strip $(DATA)),)
-export MIMSSL_DATA := $(abspath $(strip $(DATA)))
+export MIMSSL_DATA := $(call absolute,$(strip $(DATA)))
 endif
 
 .PHONY: help env reproduce data figures bench test lab notebooks docs clean
@@ -47,57 +50,57 @@ $(READY): requirements.lock pyproject.toml
 	  if [ "$$($$p -c "import sys; $$old" 2>/dev/null)" = False ]; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "error: no Python 3.11 or newer on the path; install one (python3.11 is what the pins were made with)."; exit 1; fi; \
 	echo "environment: $(V) ($$($$python --version)); installing the packages takes some minutes the first time"; \
-	[ -x $(BIN)/python ] || $$python -m venv $(V); \
-	if command -v uv >/dev/null; then pip="uv pip install --quiet --python $(BIN)/python"; else pip="$(BIN)/python -m pip install --quiet"; fi; \
+	[ -x "$(BIN)/python" ] || $$python -m venv "$(V)"; \
+	if command -v uv >/dev/null; then pip=(uv pip install --quiet --python "$(BIN)/python"); else pip=("$(BIN)/python" -m pip install --quiet); fi; \
 	if [ -n "$(OWN_TORCH)" ]; then \
 	  torch="$(strip $(TORCH))"; torch=$${torch:-$$(grep -E '^(torch|torchvision)==' requirements.lock | xargs)}; \
-	  $$pip $(if $(strip $(TORCH_INDEX)),--index-url $(strip $(TORCH_INDEX))) $$torch; \
-	  grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' requirements.lock > $(V)/rest.lock; \
-	else cp requirements.lock $(V)/rest.lock; fi; \
-	$$pip -r $(V)/rest.lock; \
-	$$pip --no-deps --no-build-isolation -e .; \
-	touch $@
+	  "$${pip[@]}" $(if $(strip $(TORCH_INDEX)),--index-url $(strip $(TORCH_INDEX))) $$torch; \
+	  grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' requirements.lock > "$(V)/rest.lock"; \
+	else cp requirements.lock "$(V)/rest.lock"; fi; \
+	"$${pip[@]}" -r "$(V)/rest.lock"; \
+	"$${pip[@]}" --no-deps --no-build-isolation -e .; \
+	touch "$@"
 
 # ---- the study --------------------------------------------------------------------------------------
 # one thread for each stage wherever it runs, as the order of sums, and so the last bits, depends on their
 # number, and as two stages with a thread each are faster than one with two; `dvc repro` finds nothing left to do
 reproduce: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 reproduce: data ## the whole study: data, training, evaluation, figures; a second call re-runs nothing
-	@if [ -n "$(strip $(PROFILE))" ]; then $(BIN)/python -m mimssl.data.study compose $(strip $(PROFILE)) $(SET); fi
-	@stale="$$($(BIN)/python -m mimssl.data.study stale)"; \
-	if [ -n "$$stale" ]; then echo "changed data: $$stale"; $(BIN)/dvc repro --force --single-item $$stale; fi
-	@$(BIN)/python -m mimssl.training.jobs $(strip $(JOBS))
-	@$(BIN)/dvc repro
+	@if [ -n "$(strip $(PROFILE))" ]; then "$(BIN)/python" -m mimssl.data.study compose $(strip $(PROFILE)) $(SET); fi
+	@stale="$$("$(BIN)/python" -m mimssl.data.study stale)"; \
+	if [ -n "$$stale" ]; then echo "changed data: $$stale"; "$(BIN)/dvc" repro --force --single-item $$stale; fi
+	@"$(BIN)/python" -m mimssl.training.jobs $(strip $(JOBS))
+	@"$(BIN)/dvc" repro
 	@cat outputs/figures/results.txt; echo "figures and tables: outputs/figures/; executed notebooks: outputs/*/*/*.ipynb"
 
 data: $(READY) ## the generated data set in data/scenes (about a minute, once)
-	@$(BIN)/python -m mimssl.data.scenes
+	@"$(BIN)/python" -m mimssl.data.scenes
 
 figures: data ## figures, README's tables and the paper notebooks again from the records in outputs/, without training
-	@$(BIN)/python -m mimssl.training.runner nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
-	@$(BIN)/python -m mimssl.report.pages
-	@OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py run nbs/papers/*.ipynb
+	@"$(BIN)/python" -m mimssl.training.runner nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
+	@"$(BIN)/python" -m mimssl.report.pages
+	@OMP_NUM_THREADS=1 "$(BIN)/python" tools/notebooks.py run nbs/papers/*.ipynb
 
 bench: $(READY) ## time and memory of a training step of every method on this machine
-	@$(BIN)/python -m mimssl bench
+	@"$(BIN)/python" -m mimssl bench
 
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores
 	@echo "== component notebooks"
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(or $(strip $(JOBS)),2) --timing --skip-folder-re '^([_.]|(pipeline|papers)$$)'
+	@OMP_NUM_THREADS=1 "$(BIN)/nbdev-test" --n-workers $(or $(strip $(JOBS)),2) --timing --skip-folder-re '^([_.]|(pipeline|papers)$$)'
 	@echo "== everything that crosses them, and the pipeline from end to end"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(strip $(JOBS)),2) --dist loadfile --no-loadscope-reorder --durations=5 tests
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(or $(strip $(JOBS)),2) --dist loadfile --no-loadscope-reorder --durations=5 tests
 
 # ---- reading ----------------------------------------------------------------------------------------
 lab: $(READY) ## JupyterLab in the environment
-	@$(BIN)/jupyter lab nbs
+	@"$(BIN)/jupyter" lab nbs
 
 notebooks: data ## execute notebooks and keep their outputs: N="nbs/methods/mae.ipynb ..."
-	@OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py run $(N)
+	@OMP_NUM_THREADS=1 "$(BIN)/python" tools/notebooks.py run $(N)
 
 docs: $(READY) ## the notebooks as a book in _docs/, to be opened without a server or a network
-	@$(BIN)/jupyter-book build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet >/dev/null && echo "open _docs/_build/html/index.html"
+	@"$(BIN)/jupyter-book" build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet >/dev/null && echo "open _docs/_build/html/index.html"
 
 clean: ## remove what can be made again: environment, book, scratch (keeps data/, results, DVC's cache)
-	rm -rf $(V) _docs _proc outputs/local *.egg-info
+	rm -rf "$(V)" _docs _proc outputs/local *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

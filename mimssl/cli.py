@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RETIRED', 'OPTIONS', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'of_machine', 'of_checkpoint',
-           'of_tables', 'data_options', 'pretrain_options', 'evaluate_options', 'compare_options', 'report_options',
-           'score_options', 'bench_options', 'detect_options', 'explore_options', 'make_parser', 'data', 'inspect',
-           'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations', 'read_sizes',
-           'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell', 'rows', 'written', 'explore',
-           'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
-           'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'first_process',
-           'say', 'ended', 'run_command', 'lost_process', 'main']
+           'of_tables', 'data_options', 'pretrain_options', 'evaluate_options', 'compare_options', 'claims_options',
+           'report_options', 'score_options', 'bench_options', 'detect_options', 'explore_options', 'make_parser',
+           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations',
+           'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell', 'rows', 'written',
+           'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
+           'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'claims',
+           'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, os, shutil, signal, sys
@@ -133,6 +133,16 @@ def compare_options(c: Parser):
                         "both, or one each")
     of_tables(c)
 
+def claims_options(c: Parser):
+    "The options of `claims`."
+    c.add_argument("--paper", metavar="METHOD", help="only the claims of one paper, as moca")
+    c.add_argument("--places", action="store_true",
+                   help="a verdict for every place where there are records, not only the first "
+                        "one that can tell")
+    c.add_argument("--json", action="store_true",
+                   help="everything: protocol, regime, effects with intervals, runs, recipes, "
+                        "seeds, data, commits")
+
 def report_options(c: Parser):
     "The options of `report`."
     c.add_argument("files", nargs="*", metavar="FILE",
@@ -243,6 +253,8 @@ OPTIONS = {   # command -> its options, what it does, and, where that is longer,
                 "outcomes, what the test images alone would explain"),
     "report": (report_options, "tables of runs, beside published numbers",
                "tables of runs (mean and std over seeds), beside published numbers"),
+    "claims": (claims_options, "what the papers claim, and what the records say about it",
+               "every claim of the papers with its outcome, and the evidence behind it"),
     "score": (score_options, "score the results of a detector, or the masks of videos",
               "score the boxes or masks of a detector, or the masks of videos"),
     "bench": (bench_options,
@@ -582,8 +594,8 @@ def limit(text: str | None, default: int | None, name: str) -> int | None:
 def class_list(given: list[str] | None) -> list[str] | None:
     "Names of classes, those in a text file where that is the one given."
     if not given or len(given) > 1 or not Path(given[0]).is_file(): return given
-    return [line.strip()
-            for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    from mimssl.data.files import read_text
+    return [line.strip() for line in read_text(given[0]).splitlines() if line.strip()]
 
 # %% ../nbs/cli.ipynb #a72eabd0
 def metric_records(*files) -> list[dict]:
@@ -708,6 +720,12 @@ def chosen(args, records: list[dict]) -> dict[str, list[str]]:
                                f"{', '.join(known)}.")
     return found
 
+# %% ../nbs/cli.ipynb #e6c4cafe
+def claims(args):
+    "Print what the records say about the papers' claims."
+    from mimssl.report.ledger import show_claims
+    print(show_claims(args.paper, args.places, not args.json, width=columns()))
+
 # %% ../nbs/cli.ipynb #c6487b1d
 def first_process() -> bool: return os.environ.get("RANK", "0") == "0"
 
@@ -721,7 +739,7 @@ def ended(number, frame):
     raise Stopped("stopped by SIGTERM.", number)
 
 COMMANDS = dict(data=data, pretrain=pretrain, evaluate=evaluate, compare=compare, report=report,
-                score=score, bench=bench, detect=detect, explore=explore)
+                claims=claims, score=score, bench=bench, detect=detect, explore=explore)
 
 def run_command(argv: list[str] | None):
     "Parse and run."

@@ -2,61 +2,39 @@
 
 MIMSSL_ALL_BACKBONES=1 walks the long list.
 """
-import os
+import json, os
 import pytest, timm, torch
 from mimssl.data.settings import BadInput
+from mimssl.data.sources import Davis, Source
 from mimssl.evaluation.dense import patch_grid
-from mimssl.evaluation.features import FeatureSpec, embed, resolve
+from mimssl.evaluation.suite import evaluate
 from mimssl.parts.backbone import Backbone, as_encoder
+from support import ROOT
+from support.backbones import LONG, OTHERS, QUICK, row_of
 
-QUICK = ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224",
-         "vit_pwee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224", "convnext_atto", "resnet10t",
-         "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"]
-LONG = ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3", "eva02_tiny_patch14_336",
-        "beit_base_patch16_224", "beitv2_base_patch16_224", "samvit_base_patch16_224",
-        "deit3_small_patch16_224", "vit_small_patch16_18x2_224", "vit_small_r26_s32_224",
-        "vit_base_r50_s16_224", "naflexvit_base_patch16_gap", "vit_relpos_small_patch16_224",
-        "vit_srelpos_small_patch16_224", "vit_relpos_small_patch16_rpn_224",
-        "vit_small_patch16_rope_224", "vit_small_patch16_rope_mixed_224",
-        "vit_pe_core_tiny_patch16_384", "vit_wee_patch16_reg1_gap_256",
-        "vit_dwee_patch16_reg1_gap_256", "vit_little_patch16_reg4_gap_256",
-        "vit_base_patch16_siglip_224", "vit_base_patch16_clip_224", "flexivit_small",
-        "vit_base_patch16_rope_reg1_gap_256", "vit_medium_patch16_gap_240", "vitamin_small_224",
-        "mvitv2_tiny", "tiny_vit_5m_224", "convnextv2_atto", "resnet18", "resnet50", "regnety_002",
-        "swinv2_tiny_window8_256", "efficientnet_b0", "mobilenetv3_small_050", "cait_xxs24_224",
-        "mixer_s32_224", "twins_svt_small", "csatv2"]
-ALL = QUICK + (LONG if os.environ.get("MIMSSL_ALL_BACKBONES") else [])
+ALL = QUICK + (LONG + OTHERS if os.environ.get("MIMSSL_ALL_BACKBONES") else [])
 
 
-def own(model, x, pooling: str) -> torch.Tensor:
-    "timm's class token, or its pooled features."
-    with torch.no_grad(): tokens = model.forward_features(x)
-    if pooling == "cls": return tokens[:, 0]
-    with torch.no_grad(): return model.forward_head(tokens, pre_logits=True)
+def check(row: dict):
+    "The features of a row are timm's and its patches lie on a grid, or a sentence names it."
+    name = row["model"]
+    if "off" in row: assert row["off"] <= 1e-4, f"{name} is off by {row['off']:.1e}"
+    if "refused" in row:
+        assert name in OTHERS and f"'{name}'" in row["refused"] and row["refused"].endswith(".")
+    else:
+        side = row["size"] // row["patch"]
+        assert row["grid"] == [side, side] and row["finite"] and "off" in row, row
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_features_are_those_of_timm(name):
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0).eval()
-    encoder = as_encoder(model, name)
-    x = torch.randn(1, 3, *encoder.patch_embed.img_size)
-    pooling = "cls" if encoder.has_class_token else "mean"
-    found = embed(encoder, x, resolve(FeatureSpec(pooling=pooling), encoder))
-    if pooling == "cls" and getattr(model, "fc_norm", None) is not None:
-        with torch.no_grad(): want = model.fc_norm(own(model, x, "cls"))
-    else: want = own(model, x, pooling)
-    assert (found - want).abs().max() <= 1e-4, f"off by {(found - want).abs().max():.1e}"
+def test_features_are_those_of_timm(name): check(row_of(name))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_patches_lie_on_a_grid(name):
-    torch.manual_seed(0)
-    encoder = as_encoder(timm.create_model(name, num_classes=0).eval(), name)
-    patch = encoder.patch_embed.patch_size[0]
-    size = encoder.patch_embed.img_size[0] // patch * patch
-    grid = patch_grid(encoder, torch.randn(1, 3, size, size))
-    assert grid.shape[:3] == (1, size // patch, size // patch) and grid.isfinite().all()
+def test_the_table_holds_every_network():
+    rows = json.loads((ROOT / "nbs/parts/backbones.json").read_text())
+    assert [row["model"] for row in rows] == QUICK + LONG + OTHERS
+    for row in rows: check(row)
+    assert sum("refused" not in row for row in rows) >= 48
 
 
 def test_rotary_positions_and_registers_at_two_sizes():
@@ -83,3 +61,25 @@ def test_what_cannot_work_is_refused_by_name():
         name = "crossvit_tiny_240"
         patch_grid(as_encoder(timm.create_model(name, num_classes=0), name),
                    torch.zeros(1, 3, 240, 240))
+
+
+@pytest.mark.parametrize("model, suite, dataset, options, message", [
+    ("resnet10t", "davis", "scenes-davis", dict(short_side=96, multiple=32),
+     "asked for images of 96x160 pixels; give squares of whole patches of 32, or take a plain ViT"),
+    ("resnet10t", "semseg", "scenes-city", dict(slide=False, crop=64, epochs=1),
+     "asked for images of .* pixels; give squares of whole patches of 32"),
+    ("levit_128s", "semseg", "scenes-city", dict(crop=64, epochs=1), "takes no images of 64"),
+    ("levit_128s", "semseg_knn", "scenes-city", dict(size=64), "takes no images of 64"),
+    ("crossvit_tiny_240", "unsupervised_segmentation", "scenes-coco", dict(size=238, norm=True),
+     "'crossvit_tiny_240' gives several outputs"),
+    ("volo_d1_224", "prompt_segmentation", "scenes-coco", dict(size=224), "have no grid"),
+    ("resnet10t", "similarity", "scenes-coco", dict(keep_aspect=True), "keep_aspect needs a plain"),
+    ("levit_128s", "knn", "scenes", {}, "takes no images of 64")])
+def test_it_is_refused_before_a_picture_is_read(monkeypatch, alone, model, suite, dataset, options,
+                                                message):
+    def read(self, i): raise AssertionError("a picture was read")
+    for source in (Source, Davis): monkeypatch.setattr(source, "__getitem__", read)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(BadInput, match=message):
+        evaluate(f"untrained:{model}", suite, dataset, options={suite: options}, progress=False,
+                 features=dict(size=64) if suite == "knn" else None)

@@ -1,19 +1,33 @@
-"""Damaged and odd files for every reader of data: each is read, or refused in one of our sentences,
-in bounded time. MIMSSL_FUZZ=100000 tries so many; seeds are printed with what fails.
+"""Damaged and odd files for every reader: each is read, or refused in one of our sentences, in
+bounded time and memory. MIMSSL_FUZZ=100000 tries so many; seeds are printed with what fails.
 """
-import io, json, os, random, tarfile, time, warnings
+import io, json, os, random, resource, tarfile, time, warnings
 from pathlib import Path
-import numpy as np
+import numpy as np, pytest, timm, torch, yaml
 from PIL import Image
+from safetensors.torch import save
+from mimssl.cli import metric_records, read_params
 from mimssl.data.files import read_json, read_yaml
 from mimssl.data.images import image_size, read_image, read_labels
 from mimssl.data.own import describe_folder
 from mimssl.data.packed import Shards
+from mimssl.data.records import metric_record
 from mimssl.data.settings import BadInput, settings
 from mimssl.data.sources import Captioned, ClassFolders, Coco, Davis, Labelled, Listed
 from mimssl.evaluation.detection import read_results, read_truth
+from mimssl.parts.encoder import EncoderConfig, architecture, build_encoder
+from mimssl.parts.formats import load
+from mimssl.parts.heads import load_patch_head
+from mimssl.parts.image_text import ImageText, TextTower, describe
+from mimssl.parts.text import TextConfig
+from mimssl.report.tables import result_table, to_markdown
+from mimssl.training.checkpoints import read_weights, save_state
+from mimssl.training.loop import Run, load_state
+from mimssl.training.recipes import read_recipe
+from support.tiny import ENCODER, make_study
 
 COUNT = int(os.environ.get("MIMSSL_FUZZ", 3000))
+FIRST = int(os.environ.get("MIMSSL_FUZZ_SEED", 0))
 SQUARE = [[2, 1, 6, 1, 6, 4, 2, 4]]
 COCO = {"images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 12,
                     "neg_category_ids": [3], "not_exhaustive_category_ids": []}],
@@ -167,15 +181,143 @@ class Readers:
     def of_yaml(self, rng): read_yaml(self.write(damaged(b"a: [1, 2]\nb: {c: &x 1, d: *x}\n", rng)))
 
 
-def test_only_our_own_sentences(tmp_path, monkeypatch):
-    monkeypatch.setenv("MIMSSL_OUTPUTS", str(tmp_path / "outputs"))
-    for name in ("DATA", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
-    home = tmp_path / "home"
-    home.mkdir()
-    readers, first = Readers(home), int(os.environ.get("MIMSSL_FUZZ_SEED", 0))
+TENSORS = [torch.zeros(()), torch.zeros(0), torch.ones(3), torch.ones(2, 3, dtype=torch.int64),
+           torch.full((1, 5, 7), torch.nan), torch.zeros(1, 1, 1, 1), torch.ones(4).half(),
+           torch.ones(2, 2, dtype=torch.complex64), torch.ones(1, dtype=torch.bool)]
+
+
+def shuffled(state: dict, rng: random.Random) -> dict:
+    "A state dict with tensors that are missing, renamed, cut, of another shape, or odd."
+    state = dict(state)
+    for _ in range(rng.choice((0, 1, 1, 2, 5))):
+        if not state: break
+        name = rng.choice(list(state))
+        kind, x = rng.randrange(6), state[name]
+        if kind == 0: del state[name]
+        elif kind == 1: state[rng.choice(("", "x.", "blocks.", "module.", "a.b."))
+                              + rng.choice((name, name[:-2], "blocks.x", "blocks.9.norm1.weight"))
+                              ] = state.pop(name)
+        elif kind == 2 and x.ndim: state[name] = x[:rng.randrange(len(x) + 1)].clone()
+        elif kind == 3: state[name] = x[None].clone()
+        elif kind == 4: state[name] = rng.choice(TENSORS).clone()
+        else: state[name + rng.choice((".x", "2"))] = x.clone()
+    return state
+
+
+class Files:
+    "A folder with a run, its weights, parameters and records, and every reader on an odd one."
+    def __init__(self, home: Path):
+        self.home = home
+        make_study(home, images=8)
+        torch.manual_seed(0)
+        self.vit = build_encoder(EncoderConfig(**ENCODER))
+        self.timm = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, embed_dim=24,
+                                      num_classes=0)
+        self.model = ImageText(self.vit, TextTower(TextConfig(16, 1, 2, 8), 12),
+                               projection=torch.nn.Linear(32, 12))
+        self.params = yaml.safe_load((home / "params.yaml").read_text())
+        self.params["recipes"]["two"] = {"method": "mae_ct", "init": "mae", "dataset": "stripes",
+                                         "options": {"queue_size": 64}}
+        self.recipe = read_recipe(self.params, "mae", {"batch_size": 2})
+        self.run = Run(self.recipe, 0, ClassFolders(home, home / "stripes/train", None)).start()
+        self.state = self.run.state()
+        save_state(home / "rolling.pt", self.state)
+        self.about = self.run.about() | {"fingerprint": "0" * 12}
+        self.record = metric_record("mae-s0", "mae", "knn", "top1", 41., 50, 0, "ab", "scenes",
+                                    {"k": 20}, "cpu", 1.)
+        (home / "hub").mkdir()
+        self.kinds = [k for k in dir(self) if k.startswith("of_")]
+
+    def write(self, data: bytes, name: str) -> Path:
+        (self.home / name).write_bytes(data)
+        return self.home / name
+
+    def tensors(self, rng, state: dict, about: dict, name="odd.safetensors") -> Path:
+        "A file of safetensors, damaged, or with other tensors, or with another description."
+        kind, about = rng.randrange(3), dict(about)
+        if kind == 1: state = shuffled(state, rng)
+        if kind == 2:
+            key = rng.choice(list(about))
+            about[key] = text(json.loads(about[key]), rng).decode("utf-8", "replace")
+        data = save({k: x.contiguous() for k, x in state.items()}, about)
+        return self.write(damaged(data, rng) if kind == 0 else data, name)
+
+    def of_encoder(self, rng):
+        about = {"architecture": json.dumps(architecture(self.vit))}
+        load(self.tensors(rng, self.vit.state_dict(), about))
+
+    def of_run(self, rng):
+        file = self.tensors(rng, self.run.method.state_dict(), {"about": json.dumps(self.about)})
+        rng.choice((load, read_weights, load_patch_head))(file)
+
+    def of_image_text(self, rng):
+        about = {"image_text": json.dumps(describe(self.model))}
+        load(self.tensors(rng, self.model.state_dict(), about))
+
+    def of_checkpoint(self, rng):
+        "A file of torch.save, of all forms in which trainers write theirs."
+        state = shuffled(self.timm.state_dict(), rng)
+        prefix = rng.choice(("", "module.", "backbone.", "teacher.backbone.", "encoder."))
+        content = {prefix + n: x for n, x in state.items()}
+        for name in rng.choice(((), ("model",), ("state_dict",), ("teacher",))):
+            content = {name: content, "epoch": rng.choice(ODD)}
+        if rng.random() < .1: content = rng.choice([*ODD, *TENSORS])
+        out = io.BytesIO()
+        torch.save(content, out)
+        data = damaged(out.getvalue(), rng) if rng.random() < .4 else out.getvalue()
+        load(self.write(data, "odd.pt"), num_heads=rng.choice((None, 1, 3, 5, -1)),
+             part=rng.choice((None, None, prefix, "x.")))
+
+    def of_rolling(self, rng):
+        state = self.state
+        if rng.random() < .6:
+            state, key = dict(state), rng.choice(list(state))
+            if rng.random() < .3: del state[key]
+            elif key == "method": state[key] = shuffled(state[key], rng)
+            else: state[key] = rng.choice([*ODD, TENSORS[2]]) if rng.random() < .5 else changed(
+                state[key], rng)
+            out = io.BytesIO()
+            torch.save(state, out)
+            data = out.getvalue()
+        else: data = damaged((self.home / "rolling.pt").read_bytes(), rng)
+        file = self.write(data, "odd_rolling.pt")
+        self.run.restore(load_state(file), file)
+
+    def of_params(self, rng):
+        params = changed(self.params, rng) if rng.random() < .8 else self.params
+        data = yaml.safe_dump(params).encode()
+        file = self.write(damaged(data, rng) if rng.random() < .4 else data, "odd.yaml")
+        found = read_params(file)
+        for name in found["recipes"]: read_recipe(found, name)
+
+    def of_records(self, rng):
+        lines = [text(self.record, rng) if rng.random() < .5 else json.dumps(self.record).encode()
+                 for _ in range(3)]
+        data = b"\n".join(lines) + b"\n"
+        file = self.write(damaged(data, rng) if rng.random() < .3 else data, "odd.jsonl")
+        to_markdown(result_table(metric_records(file)))
+
+    def of_hub(self, rng):
+        "A folder of timm's form or of that of transformers."
+        config = rng.choice((
+            dict(architecture="vit_tiny_patch16_224", num_classes=0,
+                 model_args=dict(depth=1, img_size=32, embed_dim=24),
+                 pretrained_cfg=dict(mean=[.5] * 3, std=[.25] * 3)),
+            dict(model_type="vit", architectures=["ViTModel"], num_attention_heads=3,
+                 layer_norm_eps=1e-12, hidden_act="gelu")))
+        self.write(text(config, rng), "hub/config.json")
+        self.write(text(dict(image_mean=[.5] * 3, image_std=[.5] * 3, do_normalize=True), rng),
+                   "hub/preprocessor_config.json")
+        self.tensors(rng, self.timm.state_dict(), {"format": '"pt"'}, "hub/model.safetensors")
+        load(self.home / "hub")
+
+
+def fuzz(readers, count: int):
+    "Give `count` odd files to the readers in turn; anything but a sentence fails."
     kept, slowest, failures = 0, (0., ""), []
     warnings.simplefilter("ignore")
-    for seed in range(first, first + COUNT):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(FIRST, FIRST + count):
         rng = random.Random(seed)
         kind, begin = readers.kinds[seed % len(readers.kinds)], time.perf_counter()
         try: getattr(readers, kind)(rng); kept += 1
@@ -185,7 +327,24 @@ def test_only_our_own_sentences(tmp_path, monkeypatch):
                 failures.append(f"seed {seed}, {kind}: {told!r}")
         except Exception as error: failures.append(f"seed {seed}, {kind}: {error!r}")
         slowest = max(slowest, (time.perf_counter() - begin, f"seed {seed}, {kind}"))
-    print(f"{COUNT} files from seed {first}: {kept} read, {COUNT - kept} refused; slowest "
-          f"{slowest}")
-    assert not failures, f"{len(failures)} of {COUNT}: " + "\n".join(failures[:40])
-    assert slowest[0] < 20 and 0 < kept < COUNT
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2 ** 10
+    print(f"{count} files from seed {FIRST}: {kept} read, {count - kept} refused; slowest "
+          f"{slowest}; {grown:.0f} MB more at the peak")
+    assert not failures, f"{len(failures)} of {count}: " + "\n".join(failures[:40])
+    assert slowest[0] < 20 and 0 < kept < count and grown < 1024
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "An empty folder; settings from it alone."
+    monkeypatch.setenv("MIMSSL_OUTPUTS", str(tmp_path / "outputs"))
+    for name in ("DATA", "WORKERS"): monkeypatch.delenv(f"MIMSSL_{name}", raising=False)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_only_our_own_sentences(home): fuzz(Readers(home), COUNT)
+
+
+def test_weights_parameters_and_records(home): fuzz(Files(home), COUNT // 5)

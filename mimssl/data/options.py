@@ -7,7 +7,8 @@ __all__ = ['IN_WORDS', 'closest', 'check_name', 'typed', 'build', 'check_options
 
 # %% ../../nbs/data/options.ipynb #8d25afab
 import difflib, inspect, types, typing
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from .files import short
 from .settings import BadInput
 
 # %% ../../nbs/data/options.ipynb #a2983911
@@ -51,17 +52,21 @@ def typed(value, kind, where: str, single: bool = False):
                     for k, v in value.items()}
     wanted = [IN_WORDS[typing.get_origin(k) or k] for k in kinds if k is not type(None)]
     if single: wanted = [w.replace("a list", "a list of one value or more") for w in wanted]
-    raise BadInput(f"{where} is {value!r}; give {' or '.join(wanted)}.")
+    raise BadInput(f"{where} is {short(value)}; give {' or '.join(wanted)}.")
 
 # %% ../../nbs/data/options.ipynb #7c8e5a1e
 def build(cls, given: dict, where: str):
     """The dataclass `cls` from the mapping `given`.
 
-    Raises `BadInput` for an unknown name or a value of another type.
+    Raises `BadInput` for a name that is unknown or missing, or a value of another type.
     """
-    if not isinstance(given, dict): raise BadInput(f"{where} is {given!r}; give {IN_WORDS[dict]}.")
+    if not isinstance(given, dict):
+        raise BadInput(f"{where} is {short(given)}; give {IN_WORDS[dict]}.")
     kinds, known = typing.get_type_hints(cls), [f.name for f in fields(cls)]
     for name in given: check_name(name, known, where, getattr(cls, "retired", None))
+    for f in fields(cls):
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise BadInput(f"{where} has no '{f.name}'; add it.")
     return cls(**{name: typed(value, kinds[name], f"{where}.{name}")
                   for name, value in given.items()})
 

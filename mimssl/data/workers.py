@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'steady', 'obey_parent', 'loader_options', 'from_workers', 'worker_error', 'tensor_bytes',
-           'check_shared_memory']
+           'check_shared_memory', 'read_batches']
 
 # %% ../../nbs/data/workers.ipynb #90f7495e
 import os, shutil, signal, threading, torch
 from pathlib import Path
-from .settings import BadInput
+from torch.utils.data import DataLoader
+from .settings import BadInput, settings
 
 # %% ../../nbs/data/workers.ipynb #c8e4053c
 PATIENCE = 600   # seconds without a batch after which a loader gives up
@@ -85,3 +86,15 @@ def check_shared_memory(batch_bytes: int, workers: int, prefetch: int = 2, where
                        f"has {free / 1e6:.0f} MB; lower workers "
                        "(settings.ini or MIMSSL_WORKERS; 0: none) or batch_size, or give the "
                        "container more.")
+
+# %% ../../nbs/data/workers.ipynb #7be20c52
+def read_batches(dataset, batch_size: int | None = 1, workers: int | None = None, **options):
+    """The batches of a `DataLoader` with `workers` processes (None: as the settings say).
+
+    Raises `BadInput` as `from_workers`, and for numbers that no loader can have.
+    """
+    workers = settings().workers if workers is None else workers
+    for name, value, least in (("workers", workers, 0), ("batch_size", batch_size, 1)):
+        if value is not None and (type(value) is not int or value < least):
+            raise BadInput(f"{name} is {value!r}; give a whole number from {least} on.")
+    return from_workers(DataLoader(dataset, batch_size, **loader_options(workers), **options))

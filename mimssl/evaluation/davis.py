@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
+from ..data.files import replacing
 from ..data.scenes import davis_palette
 from ..data.progress import track
 from ..data.settings import BadInput, make_folder
@@ -23,7 +24,7 @@ from ..data.sources import Davis, Files, check
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .evaluation import Evaluation
 from .boundary import boundary_f, contour, jaccard, over_frames
-from .dense import dense_blocks, patch_grid
+from .dense import check_dense, patch_grid
 from .knn import fast_topk
 from .semseg import colour_grid
 
@@ -311,7 +312,7 @@ def write_masks(folder, names: list[str], masks, palette: list[int]) -> None:
     for name, mask in zip(names, masks):
         image = Image.fromarray(np.asarray(mask).astype(np.uint8))
         image.putpalette(palette)
-        image.save(Path(folder) / f"{name}.png")
+        with replacing(Path(folder) / f"{name}.png") as tmp: image.save(tmp, "PNG")
 
 def read_results(data: Davis, folder) -> dict[str, Files]:
     """Predicted masks by sequence, read when asked for.
@@ -397,8 +398,8 @@ def eval_davis(
     o = Propagation(short_side, multiple, context, radius, topk, temperature, layer, norm, kind,
                     **(HABITS if official else dict(positions=positions)))
     data, rows = videos(bench.data("test")), []
-    if bench.vit is not None: dense_blocks(bench.vit, layer, kind, o.positions)
-    for files in data.frames: frame_size(*image_size(files[0]), o, patch_side(bench.vit))
+    sizes = [frame_size(*image_size(files[0]), o, patch_side(bench.vit)) for files in data.frames]
+    if bench.vit is not None: check_dense(bench.vit, sizes, layer, norm, kind, o.positions)
     palettes = [read_palette(files[0]) for files in data.masks] if save else []
     if save: make_folder(save, "save")
     # raises, where a first mask holds 0 and 255 alone, or none holds an object

@@ -18,7 +18,7 @@ from ..data.settings import BadInput, pick_device
 from ..data.sources import fingerprint, open_dataset
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, key_seed
 from .features import (FeatureSpec, check_encoder, check_finite, extract_all,
-                                        pixel_features, pixel_stats, resolve)
+                                        pixel_features, pixel_stats, resolve, try_out)
 from ..parts.formats import image_tower
 from ..parts.heads import load_patch_head
 from ..parts.image_text import TOWERS, ImageText, load_image_text
@@ -132,12 +132,15 @@ def matched_labels(self) -> tuple[torch.Tensor, torch.Tensor]:
 @patch_to(Bench)
 def spec(self, layer="last", **wanted) -> FeatureSpec:
     """The features an evaluation wants, with the user's overrides, for this encoder: 4 last
-    blocks of 3 are 3, and the mean stands for a class token where there is none.
+    blocks of 3 are 3, and the mean stands for a class token where there is none. Raises
+    `BadInput` for what it cannot give.
     """
     if "cls" in wanted.get("pooling", "") and not self.vit.has_class_token:
         wanted["pooling"] = "mean"
     layer = min(layer, len(self.vit.blocks)) if isinstance(layer, int) else layer
-    return resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
+    spec = resolve(FeatureSpec(**(dict(layer=layer) | wanted | self.overrides)), self.vit)
+    try_out(self.vit, spec)
+    return spec
 
 @patch_to(Bench)
 def protocol(self, spec: FeatureSpec) -> dict: return feature_protocol(self.vit, spec)

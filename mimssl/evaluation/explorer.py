@@ -23,7 +23,7 @@ from ..data.files import write_text
 from ..data.settings import BadInput, pick_device
 from ..data.images import read_image, to_rgb
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
-from .dense import patch_grid, square
+from .dense import check_sizes, patch_grid, square
 from .features import pixel_stats
 from .prompt_segmentation import deepest_pixel, real_objects, view_side
 from .suite import load_model
@@ -181,6 +181,7 @@ def read_encoders(encoders, size: int | None, device, **features) -> dict:
         if not isinstance(vit, (VisionTransformer, Backbone)):
             return lambda image: vit(square(image, size or 224)[None])[0]
         side, vit = view_side(vit, size), vit.eval().to(device)
+        check_sizes(vit, [(side, side)], features.get("layer", "last"), features.get("norm", True))
         return lambda image: patch_grid(vit, square(image, side)[None].to(device), **features)[0]
     return {name: tokens_of(encoder) for name, encoder in encoders.items()}
 

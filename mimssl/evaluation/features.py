@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'FeatureSpec', 'check_encoder', 'resolve', 'pool_tokens', 'embed_backbone', 'embed_all', 'embed',
-           'check_finite', 'heads', 'encoder_fingerprint', 'pixel_stats', 'prepare', 'of_all', 'stream', 'agreed',
-           'extract_all', 'extract', 'raw_pixels', 'pixel_features']
+           'try_out', 'check_finite', 'heads', 'encoder_fingerprint', 'pixel_stats', 'prepare', 'of_all', 'stream',
+           'agreed', 'extract_all', 'extract', 'raw_pixels', 'pixel_features']
 
 # %% ../../nbs/evaluation/features.ipynb #894fb3a1
 import copy, hashlib, json, os, shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.image_cache import Form, stored
@@ -22,6 +22,7 @@ from ..data.progress import Tally, track
 from ..data.files import reason, sweep, sync, temporary, write_json
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, to_normalised
+from ..data.workers import read_batches
 from ..parts.backbone import Backbone, as_encoder, is_plain
 from ..parts.distributed import gather, rank, world
 from ..parts.encoder import resize_positions
@@ -141,6 +142,16 @@ def embed(vit, images: torch.Tensor, spec: FeatureSpec) -> torch.Tensor:
     "`embed_all` for one spec."
     return embed_all(vit, images, [spec])[0]
 
+# %% ../../nbs/evaluation/features.ipynb #9a4410b7
+def try_out(vit, spec: FeatureSpec):
+    """Let a network that is no plain ViT read a blank image as the resolved `spec` says.
+
+    Raises `BadInput` for what it cannot do.
+    """
+    if not isinstance(vit, Backbone): return
+    pooled = vit.pooled and spec.pooling == "mean"
+    vit.trial(spec.size, [] if pooled else [(b, spec.norm) for b in spec.blocks(len(vit.blocks))])
+
 # %% ../../nbs/evaluation/features.ipynb #c7604bd0
 def check_finite(x: torch.Tensor, piece: int = 65_536) -> torch.Tensor:
     """`x` (N, ...) itself, looked at `piece` rows at a time.
@@ -231,16 +242,16 @@ def stream(vit, dataset, specs: list[FeatureSpec], device, batch_size: int = 128
            workers: int | None = None, progress: bool = True):
     """Yield (features of each spec, labels) batch by batch, on the CPU and in the order of
     `dataset`.
+
+    Raises `BadInput` for images that cannot be read, and for workers that die or hang.
     """
     run, s = prepare(vit, specs, device), specs[0]
     small = stored(dataset, Form(s.resize, s.interpolation))   # decoded once for all encoders
     batches = list(torch.arange(len(dataset)).split(batch_size))
     spare = -len(batches) % world()
     mine = [rows.tolist() for rows in (batches + batches[:1] * spare)[rank()::world()]]
-    loader = DataLoader(
-        _Viewed(small, s), batch_sampler=mine,
-        num_workers=settings().workers if workers is None else workers,
-        pin_memory=torch.device(device).type == "cuda")
+    loader = read_batches(_Viewed(small, s), workers=workers, batch_sampler=mine,
+                          pin_memory=torch.device(device).type == "cuda")
     with Tally("features", len(dataset), show=progress and rank() == 0) as tally:
         for i, (images, labels) in enumerate(loader):
             images = _Viewed.finish(images.to(device, non_blocking=True))

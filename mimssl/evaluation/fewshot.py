@@ -72,7 +72,7 @@ def lay_out(
     try:
         splits = {name: [(str(path), int(label), str(words)) for path, label, words in rows]
                   for name, rows in json.loads(Path(split_file).read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         raise BadInput(f"{split_file}: is not a split of CoOp; give a JSON file that lists [path, "
                        f"label, class name] for train, val and test.") from None
     names = {f"{label:04}": words for rows in splits.values() for _, label, words in rows}

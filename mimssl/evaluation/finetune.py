@@ -19,11 +19,12 @@ from timm.layers import DropPath
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from torchvision.transforms import v2
 from ..data.progress import track
 from ..data.settings import BadInput, pick_device, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, eval_view, seeded
+from ..data.workers import read_batches
 from .evaluation import Evaluation
 from .features import FeatureSpec, pixel_stats, resolve
 from .lowshot import draw_subset, list_files, mean_and_std, read_subset
@@ -171,8 +172,8 @@ def batches(dataset, view, batch: int, seed: int, epoch: int, workers: int, trai
     """
     data = ViewDataset(dataset, {"global": [view]}, seed, epoch)
     order = epoch_order(len(data), seed, epoch).tolist() if train else range(len(data))
-    loader = DataLoader(data, batch, sampler=order, drop_last=train, num_workers=workers,
-                        collate_fn=collate_views, pin_memory=torch.accelerator.is_available())
+    loader = read_batches(data, batch, workers, sampler=order, drop_last=train,
+                          collate_fn=collate_views, pin_memory=torch.accelerator.is_available())
     for found in loader: yield found["global"][0], found["label"]
 
 # %% ../../nbs/evaluation/finetune.ipynb #cb6005b1

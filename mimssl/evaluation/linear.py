@@ -12,11 +12,11 @@ import math, torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import nn
-from torch.utils.data import DataLoader
 from ..data.progress import track
 from ..data.pieces import patch_to
 from ..data.settings import BadInput, settings
 from ..data.views import ViewDataset, collate_views, epoch_order, probe_view
+from ..data.workers import read_batches
 from .evaluation import Bench, Evaluation
 from .features import FeatureSpec, prepare, resolve
 from ..parts.schedules import warmup_cosine
@@ -199,9 +199,8 @@ class AugmentedFeatures:
         "Yield features (B, D), labels (B,) and image numbers (B,)."
         self.data.set_epoch(epoch)
         order = epoch_order(len(self.data), self.seed, epoch).tolist()
-        loader = DataLoader(self.data, self.batch, sampler=order, drop_last=True,
-                            num_workers=self.workers, collate_fn=collate_views)
-        for batch in loader:
+        for batch in read_batches(self.data, self.batch, self.workers, sampler=order,
+                                  drop_last=True, collate_fn=collate_views):
             x = torch.cat([self.encoder(images)[0]
                            for images in batch["global"][0].split(self.piece)])  # (B, D)
             yield x, batch["label"].to(self.device), batch["index"]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from pathlib import Path
 from sklearn.linear_model import LogisticRegression
+from ..data.files import read_text
 from ..data.settings import BadInput
 from ..data.views import key_seed
 from .evaluation import Bench, Evaluation
@@ -58,7 +59,7 @@ def read_subset(
     rows, found, keys = {}, [], lambda f: (f"{f.parent.name}/{f.stem}", f.stem)
     for i, f in enumerate(files):
         for key in keys(Path(f)): rows[key] = None if key in rows else i  # None: not unique
-    for line in filter(None, map(str.strip, Path(path).read_text().splitlines())):
+    for line in filter(None, map(str.strip, read_text(path).splitlines())):
         row = next((rows[key] for key in keys(Path(line)) if rows.get(key) is not None), None)
         if row is None:
             raise BadInput(f"{path}: names the image '{line}', which is not (or not only once) in "

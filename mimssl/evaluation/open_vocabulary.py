@@ -7,8 +7,8 @@ __all__ = ['TEXTS', 'EVALUATIONS', 'control', 'detector_of', 'looked_for', 'dete
 
 # %% ../../nbs/evaluation/open_vocabulary.ipynb #ab8e5110
 import dataclasses, json
-from pathlib import Path
 import torch
+from ..data.files import read_json, write_text
 from ..data.progress import Tally
 from ..data.settings import BadInput
 from ..data.vocabulary import base_and_novel
@@ -81,7 +81,7 @@ def score_records(annotations, records: list[dict], kind: str, keep: int) -> dic
     """Metric -> value in 0..1 (-1: nothing to find) of COCO's `records` of kind 'bbox' or 'segm',
     by the scorers that suit the annotations' categories.
     """
-    truth = json.loads(Path(annotations).read_text(encoding="utf-8"))
+    truth = read_json(annotations)
     base, novel = base_and_novel(truth["categories"])
     shape = {"bbox": "box_", "segm": "mask_"}[kind]
     pick = lambda found, names: {shape + n.lower(): found[n] for n in names}
@@ -120,7 +120,7 @@ def eval_open_vocabulary(
     words = control(model.to(bench.device).vocabulary(names), texts, bench.seed)
     records = detect_all(model, data, words, ids, size, keep, masks, device=bench.device,
                          progress=bench.options["progress"], positions=positions, **mixture)
-    if results: Path(results).write_text(json.dumps(records))
+    if results: write_text(results, json.dumps(records))
     protocol = dict(texts=texts, size=size, keep=keep, classes=len(names),
                     novel=int(words.novel.sum()), positions=positions) | mixture
     kinds = ("bbox", "segm") if masks else ("bbox",)

@@ -15,16 +15,17 @@ import numpy as np, torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.progress import Tally
-from ..data.settings import BadInput, pick_device, settings
+from ..data.settings import BadInput, pick_device
 from ..data.sources import check
 from ..data.views import to_normalised
+from ..data.workers import read_batches
 from .evaluation import Evaluation
-from .dense import (bounding_box, dense_blocks, patch_grid, token_counts,
-                                     token_lines)
+from .dense import (bounding_box, check_dense, check_side, patch_grid,
+                                     token_counts, token_lines)
 from .objects import category_names, with_objects
 
 # %% ../../nbs/evaluation/prompt_segmentation.ipynb #aecb0c58
@@ -246,9 +247,7 @@ def view_side(vit, size: int | None = None) -> int:
     """
     p = vit.patch_embed.patch_size[0]
     if size is None: return max(1, round(min(480, vit.patch_embed.img_size[0] * 480 / 224) / p)) * p
-    if size < p or size % p:
-        raise BadInput(f"size {size} is not a multiple of the patch size {p}; choose one that is.")
-    return size
+    return check_side(size, p)
 
 def masked_images(data, objects: str | None = None):
     """`data` as images with objects of a kind in `KINDS` (None: instances where there are some).
@@ -295,8 +294,7 @@ def token_stream(
     side = view_side(vit, size)
     views, vit = (_Views(dataset, describe, side, vit.patch_embed.patch_size[0], keep_aspect),
                   vit.eval().to(device))
-    loader = DataLoader(views, 1 if keep_aspect else batch_size, collate_fn=list,
-                        num_workers=settings().workers if workers is None else workers)
+    loader = read_batches(views, 1 if keep_aspect else batch_size, workers, collate_fn=list)
     with Tally("images", len(dataset), show=progress) as tally:
         for batch in loader:
             if seen := [pair for pair in batch if pair is not None]:
@@ -409,7 +407,7 @@ def eval_prompt_segmentation(
     if tune < 1: raise BadInput(f"tune is {tune}; the threshold needs at least one training image.")
     train, test, head = (with_objects(bench.data("train"), objects),
                          masked_images(bench.data("test"), objects), bench.patch_head(kind))
-    dense_blocks(bench.vit, layer, kind, positions, head)
+    check_dense(bench.vit, [(p.size,) * 2], layer, norm, kind, positions, head, keep_aspect)
     bench.begin()
     run = partial(prompt_segmentation, bench.vit, spec=p, seed=bench.seed, device=bench.device,
                   head=head, **bench.options)

@@ -10,10 +10,11 @@ __all__ = ['EVALUATIONS', 'check_image_text', 'encode_images', 'encode_texts', '
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from ..data.progress import Tally
-from ..data.settings import BadInput, settings
+from ..data.settings import BadInput
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
+from ..data.workers import read_batches
 from .evaluation import Evaluation
 from .features import pixel_stats
 
@@ -46,8 +47,7 @@ def encode_images(
     if isinstance(model, nn.Module): model.to(device).eval()
     size = size or getattr(model, "image_size", 224)
     (mean, std), to = pixel_stats(model), lambda v: torch.tensor(v, device=device).view(3, 1, 1)
-    loader = DataLoader(_Seen(dataset, eval_view(size, resize or size)), batch_size,
-                        num_workers=settings().workers if workers is None else workers)
+    loader = read_batches(_Seen(dataset, eval_view(size, resize or size)), batch_size, workers)
     found = []
     with Tally("images", len(dataset), show=progress) as tally:
         for images in loader:

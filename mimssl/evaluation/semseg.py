@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'SEG_FORMS', 'EVALUATIONS', 'confusion', 'seg_scores', 'seg_classes', 'class_presence', 'nested_subsets',
-           'resize_labels', 'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid',
+           'resize_labels', 'whole_size', 'whole_view', 'seg_crop', 'SegForm', 'seg_form', 'seg_factor', 'colour_grid',
            'dense_encoder', 'SegHead', 'upsample', 'seg_loss', 'SegHeads', 'windows', 'seg_logits', 'seg_order',
            'SegCrops', 'crop_batches', 'cached_batches', 'whole_images', 'store_grids', 'evaluate_heads', 'SegFit',
-           'fit_subset', 'seg_check', 'seg_form_of', 'seg_fits', 'seg_records', 'eval_semseg', 'patch_labels',
-           'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches', 'fit_patches',
-           'check_patches', 'patch_sets', 'eval_semseg_knn']
+           'fit_subset', 'check_pictures', 'seg_check', 'seg_form_of', 'seg_fits', 'seg_records', 'eval_semseg',
+           'patch_labels', 'most_frequent', 'squashed_patches', 'check_distance', 'nearest_patches', 'vote_patches',
+           'fit_patches', 'check_patches', 'patch_sets', 'eval_semseg_knn']
 
 # %% ../../nbs/evaluation/semseg.ipynb #a4c42008
 import torch
@@ -22,17 +22,20 @@ from PIL import Image
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from ..data.progress import track
+from ..data.images import image_size
 from ..data.settings import BadInput, settings
 from ..data.sources import Labelled, check
 from ..data.views import epoch_order, key_seed, to_normalised
+from ..data.workers import read_batches
 from .evaluation import Evaluation
-from .dense import patch_grid, square
+from .dense import check_side, check_sizes, patch_grid, square
 from .knn import nearest
 from .lowshot import mean_and_std
+from ..parts.backbone import Backbone
 
 # %% ../../nbs/evaluation/semseg.ipynb #2a5aabd3
 IGNORE = 255   # the label of pixels that do not count
@@ -120,13 +123,16 @@ def resize_labels(mask: torch.Tensor, size, box=None) -> torch.Tensor:
                                                                   box)
     return torch.from_numpy(np.array(image)).long()
 
+def whole_size(width: int, height: int, patch: int, short: int | None = None) -> tuple[int, int]:
+    "Height and width of a picture in whole patches, its shorter side about `short` (None: as is)."
+    factor = short / min(width, height) if short else 1
+    return tuple(max(patch, round(side * factor / patch) * patch) for side in (height, width))
+
 def whole_view(image, patch: int, short: int | None = None) -> torch.Tensor:
     """A PIL image with its shorter side about `short` (None: as it is), in whole patches: (3, H,
     W), normalised.
     """
-    w, h = image.size
-    factor = short / min(w, h) if short else 1
-    size = [max(patch, round(side * factor / patch) * patch) for side in (h, w)]
+    size = whole_size(*image.size, patch, short)
     return v2.Compose(to_normalised())(TF.resize(image, size, v2.InterpolationMode.BILINEAR))
 
 def seg_crop(image, mask: torch.Tensor, crop: int, short: int | None = None, scale=(.5, 2.),
@@ -344,8 +350,8 @@ def crop_batches(encode, dataset, rows, form: SegForm, device, seed: int = 0, wo
     `device`.
     """
     order = seg_order(len(rows), form.batch, form.iterations, seed)
-    for images, labels, places in DataLoader(SegCrops(dataset, rows, form, seed),
-                                             batch_sampler=order, num_workers=workers):
+    for images, labels, places in read_batches(SegCrops(dataset, rows, form, seed), workers=workers,
+                                               batch_sampler=order):
         yield list(encode(images)), list(labels.to(device)), places.tolist()
 
 def cached_batches(stored: dict, rows, form: SegForm, device, seed: int = 0):
@@ -368,8 +374,8 @@ class _Whole(Dataset):
 def whole_images(dataset, rows, patch: int, short: int | None = None, workers: int = 0,
                  progress: bool = False, what: str = "images"):
     "Yield row, image (3, H, W) and labels (H0, W0) of each of `rows`."
-    loader = DataLoader(_Whole(dataset, rows, patch, short), batch_size=None, num_workers=workers)
-    yield from track(loader, what, show=progress)
+    loader = read_batches(_Whole(dataset, rows, patch, short), None, workers)
+    yield from track(loader, what, total=len(rows), show=progress)
 
 def store_grids(encode, dataset, rows, patch: int, short: int | None = None, **options) -> dict:
     "row -> features (h, w, D) on the CPU and labels (4h, 4w) of whole images."
@@ -429,6 +435,22 @@ def fit_subset(form: SegForm, rows: torch.Tensor, batches, num_classes: int, dev
         if held and (kept := [i for i, place in enumerate(places) if place not in held]):
             choosing.step([grids[i] for i in kept], [labels[i] for i in kept])
     return SegFit({int(rows[i]) for i in held}, choosing.heads if held else [], evaluated.heads)
+
+# %% ../../nbs/evaluation/semseg.ipynb #5d83aa10
+def check_pictures(vit, splits, form: SegForm, augment: bool, slide: bool):
+    """Look at the pictures of `splits`, pairs of a data set and rows, the training set first; a
+    network that is no plain ViT reads a blank image of each size that it will see. Raises
+    `BadInput` for what cannot be used.
+    """
+    for data, _ in splits: check(data, decode=0)
+    if not isinstance(vit, Backbone): return
+    patch = vit.patch_embed.patch_size[0]
+    whole = [{whole_size(*image_size(data.pairs()[int(i)][0]), patch, form.short) for i in rows}
+             for data, rows in splits]
+    seen = {(form.crop, form.crop)} if augment else whole[0]
+    seen |= {box[2:] for size in set().union(*whole)
+             for box in windows(*size, form.crop if slide else None)}
+    check_sizes(vit, seen, form.blocks(len(vit.blocks)), form.norm)
 
 # %% ../../nbs/evaluation/semseg.ipynb #6969938a
 def _records(form: SegForm, base: dict, classes: list, count: int, chosen: list, tested: list,
@@ -546,7 +568,8 @@ def eval_semseg(
     slide = augment if slide is None else slide
     train, test = bench.data("train"), bench.data("test")
     subsets = nested_subsets(len(train), labels)
-    for data in (train, test): check(data, decode=0)
+    rows = torch.cat([r for found in subsets.values() for r in found]).unique()
+    check_pictures(bench.vit, ((train, rows), (test, range(len(test)))), o, augment, slide)
     bench.begin()
     fits, missing, scores = seg_fits(bench, o, patch, subsets, augment, slide, half)
     chosen = scores(train, sorted(set().union(*(f.held for f in fits))),
@@ -662,9 +685,7 @@ def check_patches(bench, size: int, subsample: int, classifiers, distances, **nu
     train, patch = bench.data("train"), (16 if bench.vit is None
                                          else bench.vit.patch_embed.patch_size[0])
     seg_classes(train)
-    if size < patch or size % patch:
-        raise BadInput(f"size {size} is not a multiple of the patch size {patch}; choose one that "
-                       f"is.")
+    check_sizes(bench.vit, [(check_side(size, patch),) * 2])
     if unknown := set(classifiers) - {"knn", "logistic"}:
         raise BadInput(f"classifier '{min(unknown)}' is unknown; use knn and logistic.")
     if len(train) < 2 or subsample < 1:

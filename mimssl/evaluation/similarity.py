@@ -13,7 +13,7 @@ import numpy as np, torch
 from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device
 from .evaluation import Evaluation
-from .dense import dense_blocks, token_counts
+from .dense import check_dense, token_counts
 from .objects import category_names
 from .prompt_segmentation import (masked_images, real_objects, token_stream,
                                                    unit_tokens, view_side)
@@ -203,7 +203,7 @@ def eval_similarity(
     for name, value in (("limit", limit), ("bins", bins)):
         if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
     test, head, records = masked_images(bench.data("test"), objects), bench.patch_head(kind), []
-    dense_blocks(bench.vit, layer, kind, positions, head)
+    check_dense(bench.vit, [(own["size"],) * 2], layer, norm, kind, positions, head, keep_aspect)
     bench.begin()
     for c in (centre,) if isinstance(centre, bool) else centre:
         found = similarities(bench.vit, test, seed=bench.seed, device=bench.device, centre=c,

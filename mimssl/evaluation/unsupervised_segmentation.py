@@ -17,7 +17,7 @@ from ..data.progress import track
 from ..data.settings import BadInput
 from ..data.sources import check
 from .evaluation import Evaluation
-from .dense import dense_blocks, square, squashed_side, token_counts
+from .dense import check_dense, square, squashed_side, token_counts
 from .objects import object_kind, object_masks
 from .semseg import dense_encoder
 
@@ -131,7 +131,7 @@ def eval_unsupervised_segmentation(
         if k != "oracle" and not (isinstance(k, int) and 2 <= k <= (size // patch) ** 2):
             raise BadInput(f"ks has {k!r}; give numbers of clusters from 2 to the "
                            f"{(size // patch) ** 2} tokens, or 'oracle'.")
-    if bench.vit is not None: dense_blocks(bench.vit, layer)
+    if bench.vit is not None: check_dense(bench.vit, [(size, size)], layer, norm)
     check(data, decode=0)
     bench.begin()
     encode, _ = dense_encoder(bench.vit, bench.device, layer, norm)

@@ -8,6 +8,7 @@ __all__ = ['EVALUATIONS', 'zero_shot_classifier', 'zero_shot_right', 'class_name
 # %% ../../nbs/evaluation/zero_shot.ipynb #1df815a2
 from pathlib import Path
 import torch
+from ..data.files import read_text
 from ..data.settings import BadInput
 from .evaluation import Evaluation
 from .retrieval import check_image_text, encode_images, encode_texts, ranks
@@ -54,7 +55,7 @@ def class_names(bench, names: str | None = None, qualifier: bool = True) -> list
     elif not Path(names).is_file():
         raise BadInput(f"names '{names}' is no file; give a text file with one class a line, in "
                        f"the order of the class folders, or clip.")
-    else: found = Path(names).read_text(encoding="utf-8").split("\n")
+    else: found = read_text(names).split("\n")
     found = [n.strip() for n in found if n.strip()]
     if len(found) != len(classes):
         raise BadInput(f"names '{names}' are {len(found)}, but data set '{bench.dataset}' has "

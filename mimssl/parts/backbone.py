@@ -12,6 +12,7 @@ import timm, torch
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch import nn
+from ..data.pieces import patch_to
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/backbone.ipynb #a96ca828
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = 0 if self.pooled else model.num_prefix_tokens
         self.has_class_token = not self.pooled and getattr(model, "cls_token", None) is not None
         self.embed_dim = model.num_features
-        self.num_blocks = len(model.blocks) if not self.pooled else len(info)
+        self.num_blocks = len(info if self.pooled else getattr(model, "blocks", info))
 
     @property
     def blocks(self) -> range: return range(self.num_blocks)
@@ -101,7 +102,8 @@ def tokens(self: Backbone, images: torch.Tensor, wanted: list[tuple[int, bool]])
         x = self.model.forward_features(images)
         if not isinstance(x, torch.Tensor):
             raise BadInput(f"'{self.name}' gives several outputs; choose another network.")
-        found[last, True] = as_tokens(x, self.num_prefix_tokens, self.embed_dim, grid)
+        try: found[last, True] = as_tokens(x, self.num_prefix_tokens, self.embed_dim, grid)
+        except BadInput as e: raise BadInput(f"'{self.name}': {e}") from None
     return [found[key] for key in wanted]
 
 Backbone.tokens = tokens
@@ -140,6 +142,30 @@ def fresh(self: Backbone, seed: int = 0) -> Backbone:
     return other.at_size(self.patch_embed.img_size[0])
 
 Backbone.fresh = fresh
+
+# %% ../../nbs/parts/backbone.ipynb #4e90d7a2
+@patch_to(Backbone)
+@torch.no_grad()
+def trial(self, size: int, wanted: list[tuple[int, bool]]):
+    """Let the network read a blank image of `size` x `size` pixels: the layers `wanted`, as of
+    `tokens`, or without any its pooled features. Raises `BadInput` for what it cannot do.
+    """
+    other = self.at_size(size)
+    blank = next(self.parameters()).new_zeros(1, 3, size, size)
+    try: other.tokens(blank, wanted) if wanted else other(blank)
+    except BadInput: raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as e:
+        raise BadInput(f"'{self.name}' takes no images of {size} pixels "
+                       f"({(str(e).splitlines() or [''])[0]}); use "
+                       f"{self.patch_embed.img_size[0]}.") from None
+
+@patch_to(Backbone)
+def need_squares(self, height: int, width: int):
+    "Raises `BadInput` unless images of these sides are squares of whole patches."
+    patch = self.patch_embed.patch_size[0]
+    if height != width or height % patch:
+        raise BadInput(f"'{self.name}' is asked for images of {height}x{width} pixels; give "
+                       f"squares of whole patches of {patch}, or take a plain ViT.")
 
 # %% ../../nbs/parts/backbone.ipynb #f9caba11
 def as_encoder(model: nn.Module, name: str = ""):

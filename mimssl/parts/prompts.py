@@ -8,6 +8,7 @@ __all__ = ['TEMPLATES', 'article', 'clean_name', 'read_templates', 'prompt_ensem
 # %% ../../nbs/parts/prompts.ipynb #6cc08cae
 from pathlib import Path
 import torch, torch.nn.functional as F
+from ..data.files import read_text
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/prompts.ipynb #4f87347a
@@ -45,8 +46,7 @@ def read_templates(which: str) -> list[str]:
     if not Path(which).is_file():
         raise BadInput(f"templates '{which}' are unknown; use plain, one, few, clip7, clip80 or a "
                        f"text file with one template a line.")
-    lines = [line.strip()
-             for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(which).splitlines() if line.strip()]
     for line in lines or [""]:
         try: fits = "{}" in line and line.format("x", article="a")
         except (KeyError, IndexError, ValueError): fits = False

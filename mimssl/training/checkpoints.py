@@ -99,7 +99,7 @@ def read_weights(path) -> tuple[dict, dict]:
 # %% ../../nbs/training/checkpoints.ipynb #fb2eec12
 def in_words(about: dict) -> str:
     "What a file of weights holds, for messages."
-    e = about.get("encoder", {})
+    e = about["encoder"] if isinstance(about.get("encoder"), dict) else {}
     return (f"{about.get('method', 'a method')} with a ViT of width {e.get('embed_dim')}, depth "
             f"{e.get('depth')}, patch {e.get('patch_size')}, {e.get('image_size')} px")
 

@@ -40,7 +40,6 @@ from ..methods.method import At, Method, find_method, make_method
 from ..parts.distributed import gather, mean_over_processes, rank, world
 from ..parts.draws import Draws
 from ..parts.encoder import architecture, build_encoder, encode, resize_positions, save_encoder
-from ..parts.formats import image_tower, load
 from ..parts.image_text import TOWERS, save_image_text
 from .card import model_card
 from .checkpoints import (check_space, fit, load_state, read_weights,
@@ -578,7 +577,7 @@ def starting_encoder(recipe: Recipe) -> VisionTransformer:
 
     Raises `BadInput` naming what is different, when its architecture is another than the recipe's.
     """
-    vit, size = image_tower(load(recipe.init.source)), recipe.encoder.image_size
+    vit, size = recipe.init.read(), recipe.encoder.image_size
     # without computing a table
     with torch.device("meta"):
         own = build_encoder(replace(recipe.encoder, positions="learned"),

@@ -11,6 +11,8 @@ import hashlib, json, re, torch
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from timm.models import VisionTransformer
+from ..data.files import short
 from ..data.options import build, closest
 from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device, settings
@@ -106,6 +108,12 @@ def weight_decay_at(o: Optimiser, step: int, steps_per_epoch: int, epochs: float
 class Weights:
     "An encoder that starts a run: whatever `mimssl.load` takes."
     source: str
+    part: str | None = None        # of a checkpoint with several encoders: the prefix of one
+    num_heads: int | None = None   # of a checkpoint of an unusual width
+
+    def read(self) -> VisionTransformer:
+        "The encoder. Raises `BadInput` for what is none."
+        return image_tower(load(self.source, part=self.part, num_heads=self.num_heads))
 
     @cached_property
     def content(self) -> str:
@@ -113,7 +121,7 @@ class Weights:
 
         Raises `BadInput` for what is no encoder.
         """
-        return encoder_digest(image_tower(load(self.source)))
+        return encoder_digest(self.read())
 
 # %% ../../nbs/training/recipes.ipynb #fbcc61f4
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -255,15 +263,17 @@ def read_init(params: dict, name: str, init) -> Recipe | Weights:
     Raises `BadInput` for what is neither a recipe nor an encoder; the encoder is not read yet.
     """
     recipes = params.get("recipes", {})
-    if not isinstance(init, str):
-        raise BadInput(f"recipe '{name}': init is {init!r}; give the name of a recipe or of an "
-                       f"encoder.")
-    if init in recipes: return read_recipe(params, init)
-    if kind_of(init) is None:
-        raise BadInput(f"recipe '{name}': init is '{init}', which is neither a "
-                       f"recipe{closest(init, [*recipes, *RELEASES])}, nor a file, a release or a "
-                       f"timm model; name one of them.")
-    return Weights(init)
+    if not isinstance(init, str) and not (isinstance(init, dict) and "source" in init):
+        raise BadInput(f"recipe '{name}': init is {short(init)}; give the name of a recipe or "
+                       f"of an encoder, or a mapping with its source, part and num_heads.")
+    if isinstance(init, str) and init in recipes: return read_recipe(params, init)
+    start = build(Weights, {"source": init} if isinstance(init, str) else init,
+                  f"recipe '{name}': init")
+    if kind_of(start.source) is None:
+        raise BadInput(f"recipe '{name}': init is {short(start.source)}, which is neither a "
+                       f"recipe{closest(start.source, [*recipes, *RELEASES])}, nor a file, a "
+                       f"release or a timm model; name one of them.")
+    return start
 
 # %% ../../nbs/training/recipes.ipynb #551d76e8
 def read_recipe(
@@ -280,6 +290,9 @@ def read_recipe(
     if name not in recipes:
         raise BadInput(f"there is no recipe '{name}'{closest(name, recipes)}; params.yaml has "
                        f"{', '.join(recipes) or 'none'}.")
+    if not isinstance(recipes[name], dict):
+        raise BadInput(f"recipe '{name}' is {short(recipes[name])}; give a mapping of names to "
+                       f"values.")
     given = json.loads(json.dumps(recipes[name]))
     for key, value in (changes or {}).items():
         *path, last = key.split(".")

@@ -87,7 +87,11 @@ def sweep_runs(params: dict, name: str) -> dict[str, tuple[Recipe, int]]:
     def recipe(variant):
         changes = {k: v for k, v in variant.items() if k not in ("label", "start")}
         made = varied(params, sweep.recipe, dotted(sweep.shared) | dotted(changes))
-        if variant.get("start"): made = made.init
+        if variant.get("start"):
+            if not isinstance(made.init, Recipe):
+                raise BadInput(f"sweep '{name}': recipe '{sweep.recipe}' starts from no recipe, "
+                               f"so '{variant['label']}' has no start; drop it.")
+            made = made.init
         return replace(made, name=f"{sweep.recipe}-{variant['label']}")
     recipes = {variant["label"]: recipe(variant) for variant in sweep.variants}
     return {f"{label}-s{seed}": (recipe, int(seed)) for label, recipe in recipes.items()
