@@ -25,7 +25,7 @@ ifneq ($(strip $(DATA)),)
 export MIMSSL_DATA := $(call absolute,$(strip $(DATA)))
 endif
 
-.PHONY: help env reproduce data figures bench test lab notebooks docs clean
+.PHONY: help env reproduce data figures bench gpu test lab notebooks docs clean
 
 help: ## this list
 	@echo "make <target>, in a folder with Python 3.11 or newer on the path:"
@@ -81,8 +81,22 @@ figures: data ## figures, README's tables and the paper notebooks again from the
 	@"$(BIN)/python" -m mimssl.report.pages
 	@OMP_NUM_THREADS=1 "$(BIN)/python" tools/notebooks.py run nbs/papers/*.ipynb
 
-bench: $(READY) ## time and memory of a training step of every method on this machine
-	@"$(BIN)/python" -m mimssl bench
+# lightly, transformers and faiss live in an environment of their own, on top of the project's
+PEERS := .venv-bench
+SITE := import site; print(site.getsitepackages()[0])
+$(PEERS)/.ready: $(READY)
+	@"$(BIN)/python" -m venv $(PEERS)
+	@"$(BIN)/python" -c '$(SITE)' > "$$($(PEERS)/bin/python -c '$(SITE)')/project.pth"
+	@$(PEERS)/bin/python -m pip install --quiet -c requirements.lock lightly==1.6.0 transformers==5.24.0 faiss-cpu==1.15.1
+	@touch $@
+
+bench: $(PEERS)/.ready data ## what a step of every method, every evaluation and whole training cost here, beside other libraries
+	@$(PEERS)/bin/python -m mimssl bench
+	@$(PEERS)/bin/python -m mimssl bench --libraries
+	@$(PEERS)/bin/python -m mimssl bench --evaluations
+
+gpu: data ## what an accelerator must do, in at most 8 minutes: parity, bf16, resume, compilation, costs, training
+	@"$(BIN)/python" tools/gpu.py
 
 # ---- proof ------------------------------------------------------------------------------------------
 test: data ## everything that proves it works, under 15 minutes on two cores
@@ -102,5 +116,5 @@ docs: $(READY) ## the notebooks as a book in _docs/, to be opened without a serv
 	@"$(BIN)/jupyter-book" build . --config nbs/_config.yml --toc nbs/_toc.yml --path-output _docs --quiet >/dev/null && echo "open _docs/_build/html/index.html"
 
 clean: ## remove what can be made again: environment, book, scratch (keeps data/, results, DVC's cache)
-	rm -rf "$(V)" _docs _proc outputs/local *.egg-info
+	rm -rf "$(V)" $(PEERS) _docs _proc outputs/local *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -6,11 +6,11 @@
 __all__ = ['RETIRED', 'OPTIONS', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'of_machine', 'of_checkpoint',
            'of_tables', 'data_options', 'pretrain_options', 'evaluate_options', 'compare_options', 'claims_options',
            'report_options', 'score_options', 'bench_options', 'detect_options', 'explore_options', 'make_parser',
-           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_evaluations',
-           'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell', 'rows', 'written',
-           'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit', 'class_list',
-           'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen', 'claims',
-           'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
+           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_beside',
+           'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell',
+           'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit',
+           'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen',
+           'claims', 'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, os, shutil, signal, sys
@@ -195,6 +195,11 @@ def bench_options(c: Parser):
     c.add_argument("--evaluations", nargs="?", const="", metavar="NAMES",
                    help="measure evaluations at growing sizes: these, separated by commas, or all; "
                    "of the options below --sizes and --out have an effect")
+    c.add_argument("--libraries", action="store_true",
+                   help="measure MAE beside lightly, Hugging Face and timm + torchvision, and k-NN "
+                   "beside faiss and scikit-learn, as far as they are installed")
+    c.add_argument("--recipes", action="store_true",
+                   help="count the arithmetic of the papers' recipes; takes minutes")
     c.add_argument("--sizes", nargs="+", action="extend", metavar="NAME=N,N",
                    help="of evaluations, as knn=1000,2000 davis=10 (default: three sizes each)")
     c.add_argument("--methods", help="names, separated by commas (default: all)")
@@ -347,10 +352,29 @@ def tell_skipped(dataset: str, split: str):
 # %% ../nbs/cli.ipynb #d15443e0
 def bench(args):
     "Time a training step of every method, or evaluations of growing size."
-    if args.evaluations: return bench_evaluations(args)
+    if args.evaluations is not None: return bench_evaluations(args)
+    if args.libraries or args.recipes: return bench_beside(args)
     from mimssl.training.bench import run_bench
     run_bench(args.methods, args.encoder, args.image_size, args.patch_size, args.batch, args.device,
               args.rounds, args.precision, args.compile, args.out)
+
+# %% ../nbs/cli.ipynb #5b2c9b53
+def bench_beside(args):
+    "Time MAE and k-NN beside other libraries, or count what the papers' recipes cost."
+    from mimssl.data.records import append_records
+    check_out(args.out)
+    records = []
+    if args.libraries:
+        from mimssl.evaluation.knn import nearest
+        from mimssl.training.peers import compare
+        records += compare(nearest, pick_device(args.device or settings().device), args.rounds)
+    if args.recipes:
+        from mimssl.training.bench import paper_recipes, paper_records
+        for name, recipe in paper_recipes().items():
+            found = paper_records({name: recipe})
+            for r in found: print(f"{name:<12} {r['metric']:<16} {r['value']:>12.1f}", flush=True)
+            records += found
+    append_records(args.out or settings().local / "beside.jsonl", records)
 
 def bench_evaluations(args):
     "Time evaluations at growing sizes; appends their records to a file."
@@ -364,7 +388,7 @@ def bench_evaluations(args):
               f"{record['protocol']['unit']:<8} {record['metric']:<12} {record['value']:>10.2f}")
     append_records(args.out or settings().local / "evaluation_cost.jsonl", records)
 
-
+# %% ../nbs/cli.ipynb #7d72feb9
 def read_sizes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     """['knn=1000,2000'] -> {'knn': (1000, 2000)}.
 
