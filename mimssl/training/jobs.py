@@ -7,7 +7,7 @@ __all__ = ['TYPICAL', 'asked', 'study_stages', 'due', 'chains', 'last_line', 'mi
            'repro', 'pass_on', 'run_study', 'main']
 
 # %% ../../nbs/training/jobs.ipynb #1db4f525
-import argparse, os, re, signal, subprocess, sys, time
+import argparse, os, re, signal, subprocess, sys, threading, time
 from functools import cache
 from pathlib import Path
 from ..data.files import one_line, read_json, write_json
@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("jobs", nargs="?", help="how many; default: as many as there are cores")
     args = cli.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
     try:
         if args.jobs and not (args.jobs.isdecimal() and 0 < int(args.jobs) < 1000):
             raise BadInput(f"JOBS is '{args.jobs}'; give a whole number, 1 or more.")
