@@ -55,6 +55,22 @@ def text_of(path: Path) -> str:
     return "\n".join(parts)
 
 
+MARKER = re.compile(r"^\s*\"?(<{7}|>{7}|\|{7}|={7})( |\\n|\"|$)", re.MULTILINE)
+
+
+def test_no_conflict_is_left():
+    "No file holds the marks of an unfinished merge; in notebooks they stand inside of quotes."
+    for mark in ("<" * 7 + " ours", "=" * 7, ">" * 7 + " theirs", "|" * 7 + " base"):
+        assert MARKER.search(f"x = 1\n{mark}\ny") and MARKER.search(json.dumps([mark + "\n"],
+                                                                            indent=1))
+    assert not MARKER.search("| a |\n" + "=" * 30 + "\nx " + "<" * 7 + " y")
+    for path in tracked():
+        data = path.read_bytes()
+        if b"\0" in data[:8192]: continue                # a picture, or another file of bytes
+        found = MARKER.search(data.decode(errors="replace"))
+        assert not found, f"{path.relative_to(ROOT)} has a conflict: {found[0]!r}"
+
+
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_arrows_point_down(room):
     for path in MODULES:
