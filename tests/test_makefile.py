@@ -6,8 +6,9 @@ from support import ROOT
 
 FILES = ("Makefile", "requirements.lock", "pyproject.toml")
 PROGRAMS = ("python", "uv", "dvc", "nbdev-test", "jupyter", "jupyter-book")
-STARTED = {"data": ["python"], "figures": ["python"] * 4, "bench": ["python"],
-           "reproduce": [*["python"] * 3, "dvc"], "test": ["python", "nbdev-test", "python"],
+STARTED = {"data": ["python"], "figures": ["python"] * 4, "bench": ["python"] * 4,
+           "gpu": ["python"] * 2, "reproduce": [*["python"] * 3, "dvc"],
+           "test": ["python", "nbdev-test", "python"],
            "lab": ["jupyter"], "notebooks": ["python"] * 2, "docs": ["jupyter-book"]}
 
 
@@ -24,6 +25,10 @@ def place(tmp_path, request):
         file.write_text(f'#!/bin/sh\necho {name} "$@" >> "{tmp_path}/started"\n')
         file.chmod(0o755)
     (env / ".ready").touch()
+    peers = home / ".venv-bench"          # of `make bench`, made already
+    (peers / "bin").mkdir(parents=True)
+    shutil.copy(env / "bin/python", peers / "bin/python")
+    (peers / ".ready").touch()
     for name in FILES: os.utime(home / name, (0, 0))
     os.utime(env / ".ready", (1, 1))
     return home, env, str(env) if request.param[0] == "/" else request.param
