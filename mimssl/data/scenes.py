@@ -143,7 +143,7 @@ def layer(thing: Thing, light: tuple, height: int, width: int):
 class Level:
     "What a picture gives away, and what it varies."
     habit: float = 0.            # probability that a thing wears the two colours of its kind
-    saturation: float = 1.       # of a ground's first colour; 0: grey
+    saturation: float = 1.       # of grounds; 0 is grey
     margin: float = .36          # of a single thing's centre to the frame, in sides of the picture
     sizes: tuple = (.34, .5)     # of a single thing, in sides of the picture
     exposure: tuple = (.75, 1.1) # of a picture of a single thing
