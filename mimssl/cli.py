@@ -6,11 +6,11 @@
 __all__ = ['RETIRED', 'OPTIONS', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'of_machine', 'of_checkpoint',
            'of_tables', 'data_options', 'pretrain_options', 'evaluate_options', 'compare_options', 'claims_options',
            'report_options', 'score_options', 'bench_options', 'detect_options', 'explore_options', 'make_parser',
-           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'bench', 'bench_beside',
-           'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate', 'check_out', 'tell',
-           'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections', 'score_videos', 'limit',
-           'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare', 'report', 'chosen',
-           'claims', 'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
+           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'on_own_data', 'has_classes', 'tell_skipped', 'bench',
+           'bench_beside', 'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate',
+           'check_out', 'tell', 'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections',
+           'score_videos', 'limit', 'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare',
+           'report', 'chosen', 'claims', 'first_process', 'say', 'ended', 'run_command', 'lost_process', 'main']
 
 # %% ../nbs/cli.ipynb #2041597b
 import argparse, os, shutil, signal, sys
@@ -87,7 +87,9 @@ def pretrain_options(c: Parser):
                                                      "of a folder (default: the recipe's)")
     c.add_argument("--params", metavar="FILE", help="default: params.yaml beside settings.ini")
     c.add_argument("--seed", type=int, default=0)
-    c.add_argument("--out", metavar="DIR", help="default: outputs/pretrain/<recipe>-s<seed>")
+    c.add_argument("--out", metavar="DIR",
+                   help="default: outputs/pretrain/<recipe>-s<seed>; with --dataset "
+                        "outputs/local/<recipe>-<name>-s<seed>")
     c.add_argument("--init-dir", metavar="DIR",
                    help="output folder of the recipe's `init` (default: beside --out)")
     c.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE",
@@ -330,16 +332,42 @@ def pretrain(args):
     # else every process says that a method without frozen layers might be a little faster
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mimssl.training.loop import train
-    from mimssl.training.recipes import read_recipe
-    own = {"dataset": args.dataset} if args.dataset else {}
-    recipe = read_recipe(read_params(args.params), args.recipe, assignments(args.set) | own)
-    name = f"{args.recipe}-s{args.seed}"
-    if own: name = f"{args.recipe}-{Path(args.dataset).resolve().name}-s{args.seed}"
-    out = (Path(args.out) if args.out
-           else settings().outputs / ("local" if own else "pretrain") / name)
+    from mimssl.training.recipes import Recipe, read_recipe
+    params, given, own = read_params(args.params), assignments(args.set), args.dataset
+    recipe = read_recipe(params, args.recipe, given)
+    if own: recipe = read_recipe(on_own_data(params, args.recipe, own, given), args.recipe, given)
+    end = f"-{Path(own).resolve().name}-s{args.seed}" if own else f"-s{args.seed}"
+    place = settings().outputs / ("local" if own else "pretrain")
+    out = Path(args.out) if args.out else place / f"{args.recipe}{end}"
+    start = args.init_dir
+    if own and isinstance(recipe.init, Recipe) and not start:
+        start = out.parent / f"{recipe.init.name}{end}"
+        if not start.is_dir():
+            raise BadInput(f"recipe '{recipe.name}' starts from '{recipe.init.name}', which was "
+                           f"not trained on '{own}' yet ({start}); run `python -m mimssl "
+                           f"pretrain --recipe {recipe.init.name} --dataset {own} --seed "
+                           f"{args.seed}` first, or name its folder by --init-dir.")
     if first_process(): tell_skipped(recipe.dataset, recipe.split)
-    path = train(recipe, args.seed, out, init_dir=args.init_dir)
+    path = train(recipe, args.seed, out, init_dir=start)
     if first_process(): print(f"{recipe.name}: {os.path.relpath(path)}")
+
+def on_own_data(params: dict, name: str, dataset: str, given: dict) -> dict:
+    """`params` with the recipe `name`, and those that it starts from, on another data set, and
+    without their k-NN curve where that has no classes to read it from.
+    """
+    recipes = dict(params["recipes"])
+    keeps = any(key.split(".")[0] == "knn" for key in given) or has_classes(dataset)
+    while isinstance(name, str) and name in recipes:
+        recipe = recipes[name] | {"dataset": dataset}
+        if "knn" in recipe and not keeps and not recipe["knn"].get("dataset"): del recipe["knn"]
+        recipes[name], name = recipe, recipe.get("init")
+    return params | {"recipes": recipes}
+
+def has_classes(dataset: str) -> bool:
+    "Whether the splits train and val of a data set have classes."
+    from mimssl.data.sources import open_dataset
+    try: return all(hasattr(open_dataset(dataset, split), "targets") for split in ("train", "val"))
+    except BadInput: return False
 
 def tell_skipped(dataset: str, split: str):
     "Say what a folder of pictures holds that training will not use, and why."
@@ -565,7 +593,8 @@ def detect(args):
         x, y, w, h = r["bbox"]
         print(f"{names[r['category_id'] - 1]:<24} {r['score']:.3f}  {w:.0f}x{h:.0f} pixels at "
               f"({x:.0f}, {y:.0f})")
-    print(f"{len(records)} found above {args.threshold:g}: {png} and {js}")
+    hint = "" if records else "; a lower --threshold shows more"
+    print(f"{len(records)} found above {args.threshold:g}: {png} and {js}{hint}")
 
 # %% ../nbs/cli.ipynb #695d797b
 OF_KIND = dict(iou=("coco", "ovd", "lvis"), novel=("ovd",), base=("ovd",), per_image=("lvis",),
@@ -766,8 +795,10 @@ COMMANDS = dict(data=data, pretrain=pretrain, evaluate=evaluate, compare=compare
                 claims=claims, score=score, bench=bench, detect=detect, explore=explore)
 
 def run_command(argv: list[str] | None):
-    "Parse and run."
-    args = make_parser().parse_args(argv)
+    "Parse and run; without a command, list them."
+    parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv): return parser.print_help()
+    args = parser.parse_args(argv)
     for name in ("data", "device"):
         if getattr(args, name, None):
             os.environ[f"MIMSSL_{name.upper()}"] = str(getattr(args, name))

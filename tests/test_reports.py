@@ -359,16 +359,26 @@ def photos(home, count=200):
 
 
 def test_a_folder_of_photos_is_enough(home, capsys):
-    make_study(home)
+    quick = dict(epochs=1, batch_size=50, optimiser={"warmup_epochs": 0, "lr": 1e-3})
+    make_study(home, mae=quick | dict(knn={"every": 1}), head=quick | dict(
+        method="mae_ct", init="mae", options=dict(
+            stage="head", projector_dim=16, predictor_dim=16, output_dim=8, queue_size=100)))
     photos(home)
-    argv = ["pretrain", "--recipe", "mae", "--dataset", "photos", "--set", "epochs=1",
-            "batch_size=50", "optimiser.warmup_epochs=0"]
+    ahead = ["pretrain", "--recipe", "head", "--dataset", "photos"]
+    assert main(ahead) == 1
+    assert ("starts from 'mae', which was not trained on 'photos' yet" in (
+            told := capsys.readouterr().err) and "--recipe mae --dataset photos --seed 0" in told)
+    argv = ["pretrain", "--recipe", "mae", "--dataset", "photos"]
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "photos: 200 pictures; left out: 1 files that are no pictures (1 .txt)" in out
     assert ("1 pictures of floating-point numbers, the first is depth.tif" in out
             and "line.png" in out)
     assert (home / "outputs/local/mae-photos-s0/encoder.safetensors").is_file()
+    assert main(ahead) == 0, "a recipe that goes on from one on the same photos"
+    assert (home / "outputs/local/head-photos-s0/encoder.safetensors").is_file()
+    assert main([*argv, "--set", "knn.every=1", "--out", "curve"]) == 1   # asked for, so refused
+    assert "has no classes for the k-NN curve" in capsys.readouterr().err
     assert (main(["data", "inspect", "photos"]) == 0
             and "train: 200 images" in capsys.readouterr().out)
 
