@@ -6,7 +6,7 @@
 __all__ = ['RETIRED', 'OPTIONS', 'SHOWN', 'OF_KIND', 'COMMANDS', 'Parser', 'assignments', 'of_machine', 'of_checkpoint',
            'of_tables', 'data_options', 'pretrain_options', 'evaluate_options', 'compare_options', 'claims_options',
            'report_options', 'score_options', 'bench_options', 'detect_options', 'explore_options', 'make_parser',
-           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'on_own_data', 'has_classes', 'tell_skipped', 'bench',
+           'data', 'inspect', 'read_params', 'shard', 'pretrain', 'tell_skipped', 'on_own_data', 'has_classes', 'bench',
            'bench_beside', 'bench_evaluations', 'read_sizes', 'provenance_of', 'nested', 'splits_of', 'evaluate',
            'check_out', 'tell', 'rows', 'written', 'explore', 'detector_of', 'detect', 'score', 'score_detections',
            'score_videos', 'limit', 'class_list', 'metric_records', 'own_records', 'one_side', 'columns', 'compare',
@@ -351,6 +351,15 @@ def pretrain(args):
     path = train(recipe, args.seed, out, init_dir=start)
     if first_process(): print(f"{recipe.name}: {os.path.relpath(path)}")
 
+def tell_skipped(dataset: str, split: str):
+    "Say what a folder of pictures holds that training will not use, and why."
+    from mimssl.data.sources import entry, open_dataset
+    if entry(dataset).format != "images": return
+    found = open_dataset(dataset, split)
+    print(f"{dataset}: {len(found)} pictures"
+          + "".join(f"; left out: {why}" for why in found.skipped), flush=True)
+
+# %% ../nbs/cli.ipynb #5d1c0a77
 def on_own_data(params: dict, name: str, dataset: str, given: dict) -> dict:
     """`params` with the recipe `name`, and those that it starts from, on another data set, and
     without their k-NN curve where that has no classes to read it from.
@@ -368,14 +377,6 @@ def has_classes(dataset: str) -> bool:
     from mimssl.data.sources import open_dataset
     try: return all(hasattr(open_dataset(dataset, split), "targets") for split in ("train", "val"))
     except BadInput: return False
-
-def tell_skipped(dataset: str, split: str):
-    "Say what a folder of pictures holds that training will not use, and why."
-    from mimssl.data.sources import entry, open_dataset
-    if entry(dataset).format != "images": return
-    found = open_dataset(dataset, split)
-    print(f"{dataset}: {len(found)} pictures"
-          + "".join(f"; left out: {why}" for why in found.skipped), flush=True)
 
 # %% ../nbs/cli.ipynb #d15443e0
 def bench(args):
