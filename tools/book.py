@@ -54,10 +54,16 @@ def prepared(notebook: dict) -> dict:
     return notebook | {"cells": cells}
 
 
+def prompt(cell: dict, source: str) -> str:
+    "What a reader may unfold: code of a picture, tests, or other code."
+    tests = re.search(r"\b(assert\b|test_\w+\(|ExceptionExpected|expect_fail)", source)
+    return f"Show the {'drawing code' if draws(cell) else 'tests' if tests else 'code'}"
+
+
 def shown(cell: dict, caption: str | None, heading: str) -> dict:
     "A code cell without directives, with what myst-nb should know of its outputs."
     source = re.sub(r"\A(?:#\|.*(?:\n|\Z))+\n*", "", "".join(cell["source"]))
-    options = {"code_prompt_show": "Show the drawing code" if draws(cell) else "Show the tests"}
+    options = {"code_prompt_show": prompt(cell, source)}
     if draws(cell): options["image"] = {"alt": plain(caption or f"Figure: {heading}")}
     if caption: options["figure"] = {"caption": caption}
     return cell | {"source": source, "metadata": cell.get("metadata", {}) | {"mystnb": options}}
