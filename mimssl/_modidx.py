@@ -2452,6 +2452,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mimssl/report/results.py'),
                                        'mimssl.report.results.by_option': ('report/results.html#by_option', 'mimssl/report/results.py'),
                                        'mimssl.report.results.last_values': ('report/results.html#last_values', 'mimssl/report/results.py'),
+                                       'mimssl.report.results.of_one_recipe': ( 'report/results.html#of_one_recipe',
+                                                                                'mimssl/report/results.py'),
                                        'mimssl.report.results.one_protocol': ( 'report/results.html#one_protocol',
                                                                                'mimssl/report/results.py'),
                                        'mimssl.report.results.read_found': ('report/results.html#read_found', 'mimssl/report/results.py'),
