@@ -2474,6 +2474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mimssl/report/results.py'),
                                        'mimssl.report.results.trained_runs': ( 'report/results.html#trained_runs',
                                                                                'mimssl/report/results.py'),
+                                       'mimssl.report.results.weights_of': ('report/results.html#weights_of', 'mimssl/report/results.py'),
                                        'mimssl.report.results.when_run': ('report/results.html#when_run', 'mimssl/report/results.py'),
                                        'mimssl.report.results.write_tables': ( 'report/results.html#write_tables',
                                                                                'mimssl/report/results.py')},

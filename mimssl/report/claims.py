@@ -135,6 +135,8 @@ def study_evidence(outputs) -> Evidence:
                     read_outcomes(*kept), {"": "outputs/evaluate"} | {
                         name: f"outputs/ablate/{name}" for name in sweeps})
 
+
+# %% ../../nbs/report/claims.ipynb #8b40d9e1
 def bench_evidence(outputs, name: str, words: str) -> Evidence:
     "Runs that are kept in outputs/bench: NAME.jsonl, and the sweeps in the folders NAME_*."
     records, found = bench_records(outputs, name), Path(outputs).glob(f"bench/{name}_*")

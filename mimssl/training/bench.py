@@ -314,13 +314,17 @@ H100, SHARE = 790e12, .5    # operations a second in bf16, and what of it a trai
 IMAGES = {"imagenet1k": 1_281_167, "coco2017-captions": 118_287}   # of the training split
 
 def paper_recipes() -> dict[str, Recipe]:
-    "The recipes of the profile `paper` that are named like a method, and those they start from."
+    """The recipes of the profile `paper` that are named like a method, those they start from, and
+    their `VARIANTS`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         params = read_yaml(compose("paper", Path(folder) / "params.yaml"))
     found = {n: read_recipe(params, n) for n in method_names() if n in params["recipes"]}
     for recipe in list(found.values()):
         while isinstance(recipe := recipe.init, Recipe): found[recipe.name] = recipe
-    return found
+    changed = {n: replace(found[m], name=n, options=found[m].options | o)
+               for n, (m, o) in VARIANTS.items() if m in found}
+    return found | {n: r for n, r in changed.items() if r.options != found[r.method].options}
 
 def paper_records(recipes: dict[str, Recipe], images: int = 2) -> list[dict]:
     """Records of evaluation 'recipe_cost': gflop_per_image and h100_hours of `recipes`, counted in
