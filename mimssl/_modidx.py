@@ -2581,6 +2581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mimssl/training/bench.py')},
             'mimssl.training.card': { 'mimssl.training.card.ending': ('training/card.html#ending', 'mimssl/training/card.py'),
                                       'mimssl.training.card.in_words': ('training/card.html#in_words', 'mimssl/training/card.py'),
+                                      'mimssl.training.card.learned_from': ('training/card.html#learned_from', 'mimssl/training/card.py'),
                                       'mimssl.training.card.linked': ('training/card.html#linked', 'mimssl/training/card.py'),
                                       'mimssl.training.card.model_card': ('training/card.html#model_card', 'mimssl/training/card.py'),
                                       'mimssl.training.card.origin': ('training/card.html#origin', 'mimssl/training/card.py')},
