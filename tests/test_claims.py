@@ -45,7 +45,7 @@ def test_a_claim_compares_what_is_run(id, params):
 
 
 def test_every_sweep_answers_a_claim_and_says_what_it_costs(params):
-    for name in set(params["sweeps"]) - {"collapse"}:   # of the default study, a short form of `target`
+    for name in set(params["sweeps"]) - {"collapse"}:   # which the default study runs
         sweep = read_sweep(params, name)
         assert sweep.claim and all(id in claims() for id in sweep.claim.split()), name
         assert sweep.minutes and list(sweep.seeds) == [0, 1, 2], name

@@ -28,10 +28,8 @@ SMALL = [
     "recipes.mae_ct.epochs=1",
     "sweeps.collapse.shared.epochs=1",
     "sweeps.collapse.shared.optimiser.warmup_epochs=0",
-    (
-        "sweeps.collapse.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: "
-        "mse}}]"
-    ),
+    ("sweeps.collapse.variants=[{label: momentum}, "
+     "{label: joint, options: {target: joint, loss: mse}}]"),
 ]
 WEIGHTS = "outputs/pretrain/mae-s0/encoder.safetensors"
 
