@@ -25,6 +25,7 @@ REASONS = {  # error number -> what it means, and what to do
     errno.EMFILE: ("too many files are open",
                    "raise the limit (ulimit -n) or lower workers in settings.ini"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.EFBIG: ("file too large", "raise the limit (ulimit -f) or choose another disk"),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
 }
 

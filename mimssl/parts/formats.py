@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import one_line, parse_json, read_json, replacing, short
+from ..data.files import one_line, parse_json, read_json, reason, replacing, short
 from ..data.settings import BadInput, settings
 from .backbone import Backbone, as_encoder
 from .encoder import SIZES, architecture, load_encoder, resize_positions
@@ -305,9 +305,10 @@ def read_checkpoint(path, allow=()) -> tuple[dict, dict]:
                        f"`python -m mimssl pretrain`.")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f:
+            with open(path, "rb"), safe_open(path, "pt") as f:
                 return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         return load_torch(path, full_names(allow)), {}
+    except PermissionError as e: raise BadInput(reason(e, path)) from None
     except Exception as e: problem = str(e)
     raise BadInput(f"{path}: {refusal(path, problem, full_names(allow))}")
 

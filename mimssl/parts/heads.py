@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 from timm.layers import trunc_normal_
+from ..data.files import reason
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/heads.ipynb #ed88b618
@@ -105,11 +106,12 @@ def read_part(
     """
     if not Path(path).is_file(): return {}
     try:
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             if isinstance(begins, dict):
                 begins = begins.get(json.loads((f.metadata() or {})["about"])["method"])
             names = [name for name in f.keys() if begins and name.startswith(begins)]
             return {name.removeprefix(begins): f.get_tensor(name) for name in names}
+    except PermissionError as e: raise BadInput(reason(e, path)) from None
     except Exception:
         raise BadInput(f"{path}: is not the state of a method of this project; {remedy}.") from None
 

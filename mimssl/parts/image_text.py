@@ -17,7 +17,7 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import nn
 from torchvision.ops import roi_align
-from ..data.files import parse_json, replacing
+from ..data.files import parse_json, reason, replacing
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from .contrastive import LogitScale, contrastive_logits
@@ -156,8 +156,9 @@ def load_image_text(path) -> ImageText:
         raise BadInput(f"{path}: no such image-text model; train one with `python -m mimssl "
                        f"pretrain --recipe cfm_vit`.")
     try:
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except PermissionError as e: raise BadInput(reason(e, path)) from None
     except Exception:
         raise BadInput(f"{path}: damaged or not a safetensors file; write it again.") from None
     if "image_text" not in meta:
