@@ -81,6 +81,14 @@ def test_captions_and_directives_in_the_book():
     assert [a["code_prompt_show"] for a in about[5:]] == ["Show the tests", "Show the code"]
 
 
+def test_wide_pictures_scroll_on_a_phone():
+    import base64, struct
+    png = lambda *size: base64.b64encode(b"0" * 16 + struct.pack(">II", *size) + b"0" * 9).decode()
+    drawn = lambda *size: {"outputs": [{"data": {"image/png": png(*size)}}]}
+    assert [book.is_wide(drawn(w, 200)) for w in (400, 500, 501)] == [False, False, True]
+    assert not book.is_wide({"outputs": [{"text": "x"}]})
+
+
 def figures_without_caption(path: Path) -> list[str]:
     "Ids of the cells that draw and have no caption below."
     cells = json.loads(path.read_text())["cells"]
