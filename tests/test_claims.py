@@ -7,7 +7,8 @@ from mimssl.evaluation.suite import evaluations
 from mimssl.report.claims import claims
 from mimssl.training.sweeps import read_sweep, sweep_runs
 
-OWN = ("training", "curve", "speed", "prompt_threshold")   # read from logs, not from a suite
+# read from logs or counted, and not from a suite
+OWN = ("training", "curve", "speed", "recipe_cost", "prompt_threshold")
 
 
 @pytest.fixture(scope="module")
