@@ -2,6 +2,8 @@
 import shutil, subprocess, sys
 import pytest, torch, yaml
 from mimssl.cli import main
+from mimssl.data import scenes, study
+from mimssl.data.options import exit_code
 from mimssl.data.settings import BadInput
 from mimssl.methods.method import find_method
 from mimssl.parts.encoder import EncoderConfig
@@ -115,6 +117,30 @@ def test_a_loss_that_is_no_number(home, capsys):
     (saved,) = (home / "outputs/local").glob("checkpoints/*/before-step-1.pt")
     state = torch.load(saved, weights_only=True)
     assert state["step"] == 1 and all(x.isfinite().all() for x in state["method"].values())
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--scale", "nan"], "scale is nan; give a number above 0"),
+    (["--scale", "inf"], "scale is inf; give a number above 0"),
+    (["--seed", "-1"], "seed is -1; give 0 or more"), (["--level", ""], "invalid choice: ''"),
+    (["."], "the working directory"), ([""], "the working directory"),
+    (["params.yaml"], "is a file; name a folder"), (["params.yaml/x"], "check the path"),
+    (["foreign"], "holds no generated scenes")])
+def test_a_place_where_no_scenes_can_be(home, capsys, argv, sentence):
+    (home / "foreign").mkdir()
+    (home / "foreign/version.json").write_text('{"name": "mine", "files": 0}')
+    before = sorted(home.rglob("*"))
+    assert exit_code(lambda: scenes.main(argv)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err and err.startswith("error: ") and err.count("\n") == 1, err
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("argv", [[], ["make"], ["compose"], ["compose", "none"], ["stale", "x"]])
+def test_study_refuses_in_one_sentence(home, capsys, argv):
+    assert study.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
 
 
 def test_the_process_exits_with_1(home):

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from timm.models import VisionTransformer
 from ..data.files import short
-from ..data.options import build, closest
+from ..data.options import build, check_options, closest
 from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device, settings
 from ..methods.method import find_method
@@ -29,6 +29,10 @@ class Group:
     lr_factor: float = 1.              # factor on the peak rate
     constant: bool = False             # no warm-up and no decay of the learning rate
     weight_decay: float | None = None  # constant decay; None: the recipe's schedule
+
+    def __post_init__(self):
+        check_options(self, least=dict.fromkeys(("lr", "lr_factor", "weight_decay"), 0),
+                      where="optimiser: a group's ")
 
 # %% ../../nbs/training/recipes.ipynb #5fbbb5fc
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def check_rates(self):
     for name in ("base_lr", "lr", "clip", "clip_per_tensor"):
         need(getattr(self, name) is None or getattr(self, name) > 0,
              f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
-    for name in ("weight_decay", "warmup_epochs", "min_lr"):
-        need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
+    check_options(self, where="optimiser: ", least={"views_per_image": 1} | dict.fromkeys(
+        ("weight_decay", "weight_decay_end", "warmup_epochs", "min_lr"), 0))
     for name in ("warmup_start", "min_lr_fraction", "momentum"):
         need(0 <= getattr(self, name) <= 1,
              f"{name} is {getattr(self, name)}; give a number in [0, 1]")
@@ -188,6 +192,7 @@ def check(self):
     find_method(self.method)
     for name in ("epochs", "batch_size", "accumulate", "save_every"):
         need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+    need(self.epochs <= 1_000_000, f"epochs is {self.epochs}; give 1000000 or less")
     for name, known in (("precision", PRECISIONS), ("views", VIEWS)):
         need(getattr(self, name) in known,
              f"{name} is '{getattr(self, name)}'; use {', '.join(known)}")
