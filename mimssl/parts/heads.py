@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 from timm.layers import trunc_normal_
+from ..data.files import check_system
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/heads.ipynb #ed88b618
@@ -108,7 +109,8 @@ def load_patch_head(path) -> DINOHead | None:
                                     " ") + "mlp."
             state = {name.removeprefix(start): f.get_tensor(name)
                      for name in f.keys() if name.startswith(start)}
-    except Exception:
+    except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: is not the state of a method of this project; train the run "
                        f"again, or choose tokens or keys.") from None
     if not state: return None
@@ -132,7 +134,8 @@ def load_projector(path) -> nn.Sequential | None:
         with safe_open(path, "pt") as f:
             state = {name.removeprefix(start): f.get_tensor(name)
                      for name in f.keys() if name.startswith(start)}
-    except Exception:
+    except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: is not the state of a method of this project; train the run "
                        f"again.") from None
     if not state: return None

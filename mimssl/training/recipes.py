@@ -115,6 +115,9 @@ class Weights:
     part: str | None = None        # of a checkpoint with several encoders: the prefix of one
     num_heads: int | None = None   # of a checkpoint of an unusual width
 
+    def __post_init__(self):
+        check_options(self, least={"num_heads": 1}, where="init: ")
+
     def read(self) -> VisionTransformer:
         "The encoder. Raises `BadInput` for what is none."
         return image_tower(load(self.source, part=self.part, num_heads=self.num_heads))
@@ -272,6 +275,9 @@ def read_init(params: dict, name: str, init) -> Recipe | Weights:
         raise BadInput(f"recipe '{name}': init is {short(init)}; give the name of a recipe or "
                        f"of an encoder, or a mapping with its source, part and num_heads.")
     if isinstance(init, str) and init in recipes: return read_recipe(params, init)
+    if isinstance(init, dict) and init["source"] in [*recipes]:
+        raise BadInput(f"recipe '{name}': the source of init is the recipe '{init['source']}'; "
+                       f"write init: {init['source']}, or name the folder of its run.")
     start = build(Weights, {"source": init} if isinstance(init, str) else init,
                   f"recipe '{name}': init")
     if kind_of(start.source) is None:
