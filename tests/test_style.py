@@ -7,8 +7,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb")
                    if ".ipynb_checkpoints" not in p.parts)
 LONGEST = 40
-# exported cells that are longer today: {notebook: {cell: lines}}; an entry may only shrink or go
-LONG_CELLS = json.loads(Path(__file__).with_name("long_cells.json").read_text())
 
 
 def exported_lengths(path: Path) -> dict[str, int]:
@@ -32,13 +30,8 @@ def test_ruff():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_exported_cells_fit_a_screen(path):
-    known = LONG_CELLS.get(str(path.relative_to(ROOT)), {})
-    lengths = exported_lengths(path)
-    grown = {cell: n for cell, n in lengths.items() if n > max(LONGEST, known.get(cell, 0))}
-    assert not grown, f"longer than {LONGEST} lines (cell: lines), split them: {grown}"
-    done = {cell: n for cell, n in known.items() if lengths.get(cell, 0) < n}
-    now = {cell: lengths.get(cell, 0) for cell in done}
-    assert not done, f"shorter than tests/long_cells.json says, correct it there: {now}"
+    long = {cell: n for cell, n in exported_lengths(path).items() if n > LONGEST}
+    assert not long, f"longer than {LONGEST} lines (cell: lines), split them: {long}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

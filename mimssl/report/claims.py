@@ -20,7 +20,7 @@ from .costs import curve_records, share_records, total_cost, time_per_image
 from .groups import per_seed, score_name, select, value_of
 from .regime import (FAILS, HOLDS, UNTESTABLE, Effect, Regime, between, can_tell,
                                   decide, decide_any, over_seeds, together)
-from .results import bench_records, last_values, read_found
+from .results import bench_records, last_values, of_one_recipe, read_found
 from .tables import Cell, Interval, Table, outcomes_of, paired_bootstrap
 
 # %% ../../nbs/report/claims.ipynb #717da69d
@@ -130,7 +130,7 @@ def study_evidence(outputs) -> Evidence:
     """
     outputs = Path(outputs)
     places = sorted(path.parent for path in outputs.glob("evaluate/*/records.jsonl"))
-    records = read_found(*(place / "records.jsonl" for place in places))
+    records = of_one_recipe(read_found(*(place / "records.jsonl" for place in places)))
     sweeps = {path.parent.name: path.parent
               for path in sorted(outputs.glob("ablate/*/records.jsonl"))}
     kept = [place / "outcomes" for place in places if any((place / "outcomes").glob("*.npz"))]

@@ -256,19 +256,12 @@ def result_table(
         raise BadInput("there are no records to tabulate; run an evaluation first.")
     keys = ("method", "recipe_name") if rows == "method" else ("method", "run")
     records, letters, numbers = in_order(records), Notes(LETTERS), Notes("")
-    columns = columns_of(records, keys)
-    body = group(records, *keys)
-    cells = {(row, column): _cell(found, columns[column], letters) for column in columns
-             for row, found in group(columns[column], *keys).items()}
-    for key, (summary, cell) in cells.items():   # a mean over fewer seeds than the row has says so
-        if summary and summary.count < len(_seeds_of(body[key[0]])):
-            cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
+    columns, body = columns_of(records, keys), group(records, *keys)
+    cells = _cells(columns, body, keys, letters)
     for column in columns:
         _mark_best(cells, column, better(column[0].split("/")[1], lower_is_better), baselines)
     theirs = _published(in_order(list(published)), columns)
-    columns = list(dict.fromkeys([*columns, *(column for _, column in theirs)]))
-    scores = list(dict.fromkeys(score for score, _ in columns))
-    columns.sort(key=lambda column: scores.index(column[0]))   # columns of one score side by side
+    columns = _side_by_side([*columns, *(column for _, column in theirs)])
     table, empty = (Table([rows, "seeds", *map(_header, columns)], [], title=title),
                     (None, Cell("–")))
     for row, found in body.items():
@@ -294,6 +287,15 @@ def _cell(found: list[dict], column: list[dict], letters: Notes) -> tuple[Summar
     return summary, Cell(summary.show(_digits(column)) if summary
                          else "–", marks=(letters.mark(note),) if note and summary else ())
 
+def _cells(columns: dict, body: dict, keys: tuple, letters: Notes) -> dict:
+    "The `_cell` of each row and column; a mean over fewer seeds than the row has says so."
+    cells = {(row, column): _cell(found, columns[column], letters) for column in columns
+             for row, found in group(columns[column], *keys).items()}
+    for key, (summary, cell) in cells.items():
+        if summary and summary.count < len(_seeds_of(body[key[0]])):
+            cells[key] = summary, Cell(f"{cell.text} ({summary.count})", cell.best, cell.marks)
+    return cells
+
 def _digits(column: list[dict]) -> int:
     return decimals(record["value"] for record in column if record["value"] is not None)
 
@@ -306,6 +308,12 @@ def _mark_best(cells: dict, column: tuple, way: int, baselines: tuple) -> None:
         cells[best] = (summary, Cell(cell.text, True, cell.marks))
 
 # %% ../../nbs/report/tables.ipynb #229d7657
+def _side_by_side(columns: list[tuple]) -> list[tuple]:
+    "Each column once, those of one score side by side."
+    columns = list(dict.fromkeys(columns))
+    scores = list(dict.fromkeys(score for score, _ in columns))
+    return sorted(columns, key=lambda column: scores.index(column[0]))
+
 def _header(column: tuple) -> str:
     score, protocol = column
     name, unit = score_name(*score.split("/")).split(": ", 1)
