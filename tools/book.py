@@ -3,7 +3,8 @@ does not.
 
 While a notebook is read, `#|` lines leave the code, and an emphasised paragraph right below a
 picture (`*What it shows.*`) becomes its caption, and its text for those who do not see it.
-Formulas are drawn by a copy of MathJax inside the book, so that a page needs no network.
+Formulas are drawn by a copy of MathJax inside the book, so that a page needs no network. A pattern
+in the table of contents lists the pages that are not named there already.
 """
 import importlib, json, re
 from pathlib import Path
@@ -68,6 +69,20 @@ def read(app, docname: str, content: list[str]) -> None:
         content[0] = json.dumps(prepared(json.loads(content[0])))
 
 
+def list_once(app, env, docnames: list[str]) -> None:
+    "A pattern in the table of contents stands for the pages that have no place of their own."
+    from sphinx.util.matching import patfilter
+    from sphinx_external_toc.api import Document, FileItem, GlobItem
+    pages = env.external_site_map
+    for tree in [tree for page in list(pages.values()) for tree in page.subtrees]:
+        items, tree.items = tree.items, []
+        for item in items:
+            fits = patfilter(env.found_docs, item) if isinstance(item, GlobItem) else []
+            found = sorted(name for name in fits if name not in pages)
+            pages.update((name, Document(name)) for name in found)
+            tree.items += map(FileItem, found) if isinstance(item, GlobItem) else [item]
+
+
 def copy_mathjax(app, failed) -> None:
     "The files of `MATHJAX` into the book."
     from sphinx.util.fileutil import copy_asset
@@ -89,6 +104,7 @@ def drop_thebe(app, page, template, context, doctree) -> None:
 
 def setup(app) -> dict:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
+    app.connect("env-before-read-docs", list_once)
     app.connect("source-read", read)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_mathjax)
