@@ -30,6 +30,7 @@ REASONS = {  # error number -> what it means, and what to do
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
 }
 
+# %% ../../nbs/data/files.ipynb #5c142bfb
 def error_number(error: BaseException) -> int | None:
     """The error number of the file system behind `error`, also where only its text holds it, or an
     error before it.
