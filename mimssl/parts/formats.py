@@ -649,6 +649,7 @@ def load(
     check_heads(num_heads, image_tower(model), name)
     return model
 
+# %% ../../nbs/parts/formats.ipynb #f832f5dd
 def load_path(path: Path, image_size: int | None, num_heads: int | None, part: str | None):
     "As `load`, of a file or folder."
     if path.name == "model.safetensors" and is_transformers(path.parent): path = path.parent
