@@ -18,8 +18,6 @@ from .settings import BadInput
 REASONS = {  # error number -> what it means, and what to do
     errno.ENOSPC: ("the disk is full", "free some space and start the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and start the same command again"),
-    errno.EFBIG: ("the file grew larger than is allowed here",
-                  "raise the limit (ulimit -f), or choose another folder"),
     errno.EROFS: ("the disk is read-only",
                   "choose another folder, for example with outputs in settings.ini"),
     errno.EACCES: ("permission denied", "ask its owner for access, or choose another place"),
@@ -27,6 +25,7 @@ REASONS = {  # error number -> what it means, and what to do
     errno.EMFILE: ("too many files are open",
                    "raise the limit (ulimit -n) or lower workers in settings.ini"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.EFBIG: ("file too large", "raise the limit (ulimit -f) or choose another disk"),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
 }
 

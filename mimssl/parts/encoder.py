@@ -289,7 +289,7 @@ def load_encoder(path) -> VisionTransformer:
         raise BadInput(f"{path}: no such encoder file; train one with `python -m mimssl pretrain`.")
     check_sum(path)
     try:
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except Exception as e:
         check_system(e, path)

@@ -306,7 +306,7 @@ def read_checkpoint(path, allow=()) -> tuple[dict, dict]:
                        f"mimssl pretrain`.")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f:
+            with open(path, "rb"), safe_open(path, "pt") as f:
                 return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         return load_torch(path, full_names(allow)), {}
     except Exception as e:

@@ -106,7 +106,7 @@ def read_part(
     """
     if not Path(path).is_file(): return {}
     try:
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             if isinstance(begins, dict):
                 begins = begins.get(json.loads((f.metadata() or {})["about"])["method"])
             names = [name for name in f.keys() if begins and name.startswith(begins)]

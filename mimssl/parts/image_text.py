@@ -156,7 +156,7 @@ def load_image_text(path) -> ImageText:
         raise BadInput(f"{path}: no such image-text model; train one with `python -m mimssl "
                        f"pretrain --recipe cfm_vit`.")
     try:
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except Exception as e:
         check_system(e, path)

@@ -83,7 +83,7 @@ def read_weights(path) -> tuple[dict, dict]:
         raise BadInput(f"{path}: no such weights; train the run that writes them.")
     try:
         check_sum(path)
-        with safe_open(path, "pt") as f:
+        with open(path, "rb"), safe_open(path, "pt") as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except BadInput: raise
     except Exception as e:
