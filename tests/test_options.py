@@ -100,7 +100,8 @@ def alternatives(kind, value, refusal) -> dict[object, list]:
     if float in kinds:
         return {"": [.5, .9] if value is None
                 else [value / 2, value / 100, (1 + value) / 2, 2 * value + .1]}
-    return {i: [[*value[:i], other, *value[i + 1:]] for other in (.8 * x, .5 * x, .5 + x / 2)]
+    return {i: [[*value[:i], other, *value[i + 1:]]
+                for other in (.8 * x, .5 * x, .5 + x / 2, sum(value) / len(value))]
             for i, x in enumerate(value)}
 
 
