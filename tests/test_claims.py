@@ -54,6 +54,12 @@ def test_every_sweep_answers_a_claim_and_says_what_it_costs(params):
             assert name in claims()[id].sweeps or name.startswith("learned"), (name, id)
 
 
+def test_the_runs_of_a_sweep_read_their_curve_on_pictures_with_classes(params):
+    for name in params["sweeps"]:
+        for run, (recipe, _) in sweep_runs(params, name).items():
+            assert not recipe.knn.every or (recipe.knn.dataset or recipe.dataset) == "scenes", run
+
+
 def test_the_default_study_runs_none_of_the_expensive_sweeps():
     default = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert set(default["sweeps"]) == {"collapse"}
