@@ -523,7 +523,7 @@ def tell(records: list[dict], out=None):
 
 SHOWN = ("split", "eval_seed", "k", "temperature", "chosen_temperature", "selection", "gallery",
          "shots", "labels", "size", "short", "short_side", "multiple", "resize", "limit", "norm",
-         "interpolation", "centre", "chosen_threshold", "objects")
+         "interpolation", "pooling", "epochs", "centre", "chosen_threshold", "objects")
 
 def rows(records: list[dict]) -> list[str]:
     "Records for reading, in columns."
