@@ -2,9 +2,12 @@
 import shutil, subprocess, sys
 import pytest, torch, yaml
 from mimssl.cli import main
+from mimssl.data import scenes, study
+from mimssl.data.options import exit_code
 from mimssl.data.settings import BadInput
 from mimssl.methods.method import find_method
 from mimssl.parts.encoder import EncoderConfig
+from mimssl.parts.formats import load
 from mimssl.report.results import trained_runs
 from support.tiny import ENCODER, environment, make_study
 
@@ -32,6 +35,7 @@ def pretrain(capsys, *more): return refused(capsys, "pretrain", "--recipe", "mae
     ("epoch=3", "no option 'epoch' (did you mean 'epochs'?)"),
     ("optimiser.warmup_epoch=3", "did you mean 'warmup_epochs'?"),
     ("encoder.size=tinny", "encoder size 'tinny' is unknown"),
+    ("encoder.num_heads=3", "is not a multiple of num_heads 3; give one of 1, 2, 4, 8, 16, 32"),
     ("encoder.embed_dim=wide", "embed_dim is 'wide'; give a whole number"),
     ("options.mask_ration=0.5", "did you mean 'mask_ratio'?"),
     ("options.mask_ratio=1.2", "mask_ratio is 1.2"),
@@ -100,6 +104,49 @@ def test_a_checkpoint_of_another_architecture(home, capsys):
     assert "damaged" in refused(capsys, "pretrain", "--recipe", "wide")
 
 
+@pytest.mark.parametrize("init, sentence", [
+    (dict(num_heads=0), "init: num_heads is 0; give 1 or more"),
+    (dict(num_heads=-2), "init: num_heads is -2; give 1 or more"),
+    (dict(num_heads=3), "num_heads is 3, but it has 2 attention heads"),
+    (dict(part="x."), "holds one encoder and no part 'x.'"),
+    (dict(source="mae", part="x."), "the source of init is the recipe 'mae'; write init: mae"),
+    (dict(source="/dev/null"), "/dev/null: is no file of weights"),
+    (dict(source=""), "init is '', which is neither"),
+    (dict(source="a" * 5000), "which is neither a recipe, nor a file")])
+def test_an_encoder_that_cannot_start_a_run(home, capsys, init, sentence):
+    "Also where the run is done already, which the wrong number of heads would not change."
+    run = "outputs/pretrain/mae-s0"
+    short = ["--set", "epochs=1", "optimiser.warmup_epochs=0"]
+    assert main(["pretrain", "--recipe", "mae", *short]) == 0
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    for given in ({}, init):
+        params["recipes"]["next"] = params["recipes"]["mae"] | {"init": {"source": run} | given}
+        (home / "params.yaml").write_text(yaml.safe_dump(params))
+        if not given: assert main(["pretrain", "--recipe", "next", *short]) == 0
+    assert sentence in refused(capsys, "pretrain", "--recipe", "next", *short)
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    "Is not called truncated."
+    def denied(*_, **__): raise PermissionError(13, "Permission denied")
+    file = tmp_path / "weights.pth"
+    torch.save({}, file)
+    monkeypatch.setattr(torch, "load", denied)
+    assert sentence_of(lambda: load(file)) == (
+        f"{file}: permission denied; ask its owner for access, or choose another place.")
+
+
+def test_files_that_may_not_grow(home):
+    "Neither safetensors nor torch says it by an `OSError`."
+    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2); "
+            "from mimssl.cli import main; sys.exit(main('pretrain --recipe mae'.split()))")
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True,
+                          text=True)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert len(told) == 1 and "file too large; nothing was lost before it" in told[0], told
+
+
 def test_a_model_that_is_not_one(home, capsys):
     assert "no such file of weights" in refused(capsys, "evaluate", "--model", "none.safetensors",
                                                 "--dataset", "stripes")
@@ -115,6 +162,30 @@ def test_a_loss_that_is_no_number(home, capsys):
     (saved,) = (home / "outputs/local").glob("checkpoints/*/before-step-1.pt")
     state = torch.load(saved, weights_only=True)
     assert state["step"] == 1 and all(x.isfinite().all() for x in state["method"].values())
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--scale", "nan"], "scale is nan; give a number above 0"),
+    (["--scale", "inf"], "scale is inf; give a number above 0"),
+    (["--seed", "-1"], "seed is -1; give 0 or more"), (["--level", ""], "invalid choice: ''"),
+    (["."], "the working directory"), ([""], "the working directory"),
+    (["params.yaml"], "is a file; name a folder"), (["params.yaml/x"], "check the path"),
+    (["foreign"], "holds no generated scenes")])
+def test_a_place_where_no_scenes_can_be(home, capsys, argv, sentence):
+    (home / "foreign").mkdir()
+    (home / "foreign/version.json").write_text('{"name": "mine", "files": 0}')
+    before = sorted(home.rglob("*"))
+    assert exit_code(lambda: scenes.main(argv)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err and err.startswith("error: ") and err.count("\n") == 1, err
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("argv", [[], ["make"], ["compose"], ["compose", "none"], ["stale", "x"]])
+def test_study_refuses_in_one_sentence(home, capsys, argv):
+    assert study.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
 
 
 def test_the_process_exits_with_1(home):

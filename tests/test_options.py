@@ -1,7 +1,7 @@
 """No option is ignored: whatever a field of the encoder or of a method's options takes, it changes
 the network, what a step computes or how it is trained, or it is refused in one sentence.
 """
-import hashlib, itertools, json, re, types, typing
+import hashlib, itertools, json, math, re, types, typing
 from dataclasses import dataclass, fields
 import pytest, torch
 from safetensors.torch import load_file
@@ -12,7 +12,7 @@ from mimssl.data.sources import open_dataset
 from mimssl.methods.method import ABOVE, At, find_method, method_names, tiny_forms
 from mimssl.parts.encoder import EncoderConfig
 from mimssl.training.loop import Run, batches
-from mimssl.training.recipes import read_recipe
+from mimssl.training.recipes import Group, KnnCurve, Optimiser, Recipe, read_recipe
 from support.tiny import ENCODER, make_study, ranks, start, wait_for
 
 SGD = {"name": "sgd", "lr": .05, "momentum": 0., "weight_decay": 0., "clip": 3.}
@@ -100,7 +100,8 @@ def alternatives(kind, value, refusal) -> dict[object, list]:
     if float in kinds:
         return {"": [.5, .9] if value is None
                 else [value / 2, value / 100, (1 + value) / 2, 2 * value + .1]}
-    return {i: [[*value[:i], other, *value[i + 1:]] for other in (.8 * x, .5 * x, .5 + x / 2)]
+    return {i: [[*value[:i], other, *value[i + 1:]]
+                for other in (.8 * x, .5 * x, .5 + x / 2, sum(value) / len(value))]
             for i, x in enumerate(value)}
 
 
@@ -182,3 +183,63 @@ def test_an_ignored_option_is_found(there, monkeypatch):
         forgotten: int = 3
     monkeypatch.setattr(mae.MAE, "Options", Options)
     assert list(inert("mae")) == ["forgotten"]
+
+
+NEVER = (math.nan, math.inf, -math.inf, 10**400, [math.nan, 1], [.5, math.inf])
+ODD = (*NEVER, "nan", "inf", ".inf", -1, 0, -.5, 2.5, True, "x", "", None, {}, {"a": 1}, [], [1],
+       [.5, .2], [0, 0], [1, 2, 3], ["x", 1], [[1, 1], 1], 2**70)
+PARTS = {"encoder": EncoderConfig, "optimiser": Optimiser, "knn": KnnCurve,
+         "optimiser.groups.bias": Group}
+
+
+def odd_values(method: str, cls, prefix: str) -> list[str]:
+    "Values of the fields of `cls` that end in a traceback, and numbers taken that are none."
+    recipe, bad = {"method": method, "encoder": ENCODER, "options": tiny_forms(method)[""]}, []
+    for field, value in itertools.product(fields(cls), ODD):
+        what = f"{prefix}{field.name} = {value!r:.40}"
+        try:
+            read = read_recipe({"recipes": {"x": recipe}}, "x", {f"{prefix}{field.name}": value})
+            if prefix in ("options.", "encoder."):
+                find_method(method)(read.encoder, **read.options).views()
+            never = (*NEVER, *(("nan", "inf") if "float" in str(field.type) else ()))
+            if any(value is x for x in never): bad.append(f"{what} is taken")
+        except BadInput: continue
+        except Exception as error: bad.append(f"{what}: {error!r}")
+    return bad
+
+
+@pytest.mark.parametrize("method", [*method_names(), *ABOVE])
+def test_no_odd_value_of_an_option_ends_in_a_traceback(method):
+    assert not odd_values(method, find_method(method).Options, "options.")
+
+
+@pytest.mark.parametrize("part", ["", *PARTS])
+def test_no_odd_value_of_a_recipe_ends_in_a_traceback(part):
+    assert not odd_values("mae", PARTS.get(part, Recipe), part and f"{part}.")
+
+
+@pytest.mark.parametrize("method, option, value, sentence", [
+    ("mae", "mask_ratio", math.nan, "mask_ratio is nan; give a finite number"),
+    ("mae_nnclr", "loss_weight", math.inf, "loss_weight is inf; give a finite number"),
+    ("cfm_vit", "max_scale", math.inf, "max_scale is inf; give a finite number"),
+    ("cfm_vit", "crop_scale", [.5, .2], "scale is (0.5, 0.2); give two shares"),
+    ("mmc", "max_block", math.nan, "max_block is nan; give a finite number"),
+    ("moca", "mask_ratios", [math.nan, .5], "mask_ratios is nan; give a finite number"),
+    ("dino", "global_scale", [1], "global_scale is [1]; give a list of 2 values"),
+    ("ibot", "local_scale", [1], "local_scale is [1]; give a list of 2 values"),
+    ("mmc", "global_scale", [1], "global_scale is [1]; give a list of 2 values"),
+    ("mae_ct", "layer_decay", math.inf, "layer_decay is inf; give a finite number")])
+def test_odd_values_of_options(method, option, value, sentence):
+    options = tiny_forms(method)[""] | {option: value}
+    read = lambda: find_method(method)(EncoderConfig(**ENCODER), **options).views()
+    assert sentence in said(read)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"epochs": 10**9}, "epochs is 1000000000; give 1000000 or less"),
+    ({"knn.temperature": math.inf}, "knn.temperature is inf; give a finite number"),
+    ({"optimiser.views_per_image": -1}, "views_per_image is -1; give 1 or more"),
+    ({"optimiser.weight_decay_end": -1}, "weight_decay_end is -1.0; give 0 or more"),
+    ({"optimiser.groups.bias.lr": -1}, "optimiser: a group's lr is -1.0; give 0 or more")])
+def test_odd_values_of_recipes(change, sentence):
+    assert sentence in said(lambda: read_recipe({"recipes": {"x": {"method": "mae"}}}, "x", change))

@@ -26,12 +26,10 @@ SMALL = [
     "recipes.mae.optimiser.warmup_epochs=2",
     "recipes.mae_ct_head.epochs=1",
     "recipes.mae_ct.epochs=1",
-    "sweeps.target.shared.epochs=1",
-    "sweeps.target.shared.optimiser.warmup_epochs=0",
-    (
-        "sweeps.target.variants=[{label: momentum}, {label: joint, options: {target: joint, loss: "
-        "mse}}]"
-    ),
+    "sweeps.collapse.shared.epochs=1",
+    "sweeps.collapse.shared.optimiser.warmup_epochs=0",
+    ("sweeps.collapse.variants=[{label: momentum}, "
+     "{label: joint, options: {target: joint, loss: mse}}]"),
 ]
 WEIGHTS = "outputs/pretrain/mae-s0/encoder.safetensors"
 
@@ -99,7 +97,7 @@ def test_the_whole_study_runs(clone):
     logs = {p.stem: p.read_text() for p in (clone.home / "outputs/local/jobs").glob("*.log")}
     assert set().union(*map(clone.ran, logs.values())) == {
         "prepare@scenes", "pretrain@mae-0", "mae_ct_head@0", "mae_ct@0", "baselines@pixels",
-        "baselines@untrained", "evaluate@mae-0", "ablate@target", "figures"}
+        "baselines@untrained", "evaluate@mae-0", "ablate@collapse", "figures"}
     assert f"[{len(logs)}/{len(logs)}] figures" in clone.first
     assert "step/s" in logs["pretrain@mae-0"], "no progress of the training was shown"
     table = (clone.home / "outputs/figures/results.txt").read_text()
@@ -185,7 +183,7 @@ def test_only_what_changed_is_out_of_date(clone):
             "warmup_epochs: 2", "warmup_epochs: 1"))
         # the latter three start from it, or may: a sweep names no more than its own recipe
         assert changed_stages(clone) == {"pretrain@mae-0", "mae_ct_head@0", "mae_ct@0",
-                                         "ablate@target"}
+                                         "ablate@collapse"}
         assert clone.ran(clone("dvc", "repro", "evaluate@mae-0",
                                "baselines@pixels")) == {"pretrain@mae-0", "evaluate@mae-0"}
     finally: params.write_text(before)

@@ -9,10 +9,11 @@ __all__ = ['SHAPES', 'TEXTURES', 'PAIRS', 'CATEGORIES', 'NOVEL', 'BASE', 'SUBSET
            'draw_light', 'Picture', 'render', 'Scene', 'scene_rng', 'single', 'crowd', 'video', 'street', 'describe',
            'relations', 'mask_box', 'captions', 'encode_rle', 'category_entries', 'image_entry', 'instance_entries',
            'frequency', 'lvis_category', 'lvis_form', 'davis_palette', 'jpeg_bytes', 'png_bytes', 'subset_counts',
-           'write_objects', 'write_davis', 'write_city', 'write_coco', 'is_complete', 'generate', 'main']
+           'write_objects', 'write_davis', 'write_city', 'write_coco', 'is_complete', 'place_of', 'check_own',
+           'generate', 'main']
 
 # %% ../../nbs/data/scenes.ipynb #9c25bb81
-import argparse, io, itertools, json, shutil, sys, time
+import io, itertools, json, math, re, shutil, sys, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 from tqdm.auto import tqdm
 
-from .files import locked, read_json, reason, sweep, temporary
+from .files import locked, read_json, reason, short, sweep, temporary
+from .options import Parser, exit_code
 from .settings import BadInput, settings
 
 # %% ../../nbs/data/scenes.ipynb #50ed7e7b
@@ -694,6 +696,42 @@ def _swap(partial: Path, root: Path):
     partial.rename(root)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../../nbs/data/scenes.ipynb #1c7bc192
+_OWN = re.compile(r"version\.json|(objects|coco|davis|city)/([\w-]+/)*"
+                  r"(\d+|train|val|classes|(instances|captions|lvis)_(train|val))"
+                  r"\.(jpg|png|json|txt)")
+
+def place_of(root: str | Path) -> Path:
+    """The folder that `root` names, behind all links. Raises `BadInput` where there can be none, or
+    where whoever asks stands in it.
+    """
+    try: place = Path(root).resolve()
+    except (OSError, RuntimeError, ValueError) as e:
+        raise BadInput(f"{short(str(root))}: cannot be a folder ({e}); name another one.") from None
+    if place in (Path.cwd(), *Path.cwd().parents):
+        raise BadInput(f"{place}: is, or holds, the working directory, which cannot be replaced; "
+                       f"name a folder in it.")
+    return place
+
+def check_own(root: Path):
+    """Raises `BadInput` where the folder `root`, which is about to be replaced, holds what
+    `generate` did not write.
+    """
+    if not root.exists(): return
+    if not root.is_dir(): raise BadInput(f"{root}: is a file; name a folder.")
+    if not any(root.iterdir()): return
+    try: name = read_json(root / "version.json").get("name")
+    except BadInput: name = None
+    if name != "scenes":
+        raise BadInput(f"{root} is not empty and holds no generated scenes; move it away or name "
+                       f"another folder.")
+    for path in root.rglob("*"):
+        if path.is_dir() and not path.is_symlink(): continue
+        if not _OWN.fullmatch(path.relative_to(root).as_posix()):
+            raise BadInput(f"{path}: is none of the generated scenes, which are about to be "
+                           f"replaced; move it away or name another folder.")
+
+
 # %% ../../nbs/data/scenes.ipynb #8c002731
 def generate(root: str | Path,               # the folder to write
              seed: int = 0,
@@ -703,27 +741,25 @@ def generate(root: str | Path,               # the folder to write
              level: str = "easy",            # of `LEVELS`
              progress: bool = True) -> Path:
     "Write the data set to `root`, unless it is there already. Raises `BadInput`."
-    root = Path(root)
+    root = place_of(root)
     level_named(level)
-    if scale <= 0: raise BadInput(f"scale is {scale}; give a number above 0.")
+    if not 0 < scale < math.inf: raise BadInput(f"scale is {scale}; give a number above 0.")
+    if seed < 0: raise BadInput(f"seed is {seed}; give 0 or more.")
     if not 1 <= count[0] <= count[1]:
         raise BadInput(f"count is {count}; give the least and the largest number of things, from 1 "
                        f"on.")
     wanted = {"name": "scenes", "version": VERSION, "seed": seed, "scale": float(scale),
               "level": level, "count": list(count), "subsets": list(subsets), "files": 0}
-    if is_complete(root, wanted): return root
-    if root.exists() and not (root / "version.json").is_file() and any(root.iterdir()):
-        raise BadInput(f"{root} is not empty and holds no generated scenes; move it away or name "
-                       f"another folder.")
-    with locked(root.with_name(f".{root.name}.lock"), wait=True):      # one process generates
-        if not is_complete(root, wanted): _fill(root, wanted, progress)
+    try:
+        if is_complete(root, wanted): return root
+        check_own(root)
+        with locked(root.with_name(f".{root.name}.lock"), wait=True):  # one process generates
+            if not is_complete(root, wanted): _fill(root, wanted, progress)
+    except OSError as e: raise BadInput(reason(e, root)) from None
     return root
 
 def _fill(root: Path, wanted: dict, progress: bool):
-    """Write what `wanted` describes beside `root`, then put it in its place.
-
-    Raises `BadInput` on a full disk.
-    """
+    "Write what `wanted` describes beside `root`, then put it in its place."
     sweep(root.parent, root.name)
     partial = temporary(root)
     try:
@@ -733,29 +769,28 @@ def _fill(root: Path, wanted: dict, progress: bool):
         _write(partial / "version.json",
                wanted | {"files": sum(p.is_file() for p in partial.rglob("*"))})
         _swap(partial, root)
-    except OSError as e: raise BadInput(reason(e, root)) from None
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 
 # %% ../../nbs/data/scenes.ipynb #d2a6b53e
 def main(argv: list[str] | None = None):
     "Command line: `python -m mimssl.data.scenes [ROOT] [--seed N] [--scale X] [--level L]`."
-    parser = argparse.ArgumentParser(prog="python -m mimssl.data.scenes",
-                                     description="Generate the embedded data set.")
-    parser.add_argument("root", nargs="?",
+    parser = Parser(prog="python -m mimssl.data.scenes",
+                    description="Generate the embedded data set.")
+    parser.add_argument("root", nargs="?", metavar="ROOT",
                         help="folder to write (default: data/scenes of settings.ini)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of what is drawn at random (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.,
-                        help="multiplies the numbers of pictures")
+                        help="multiplies the numbers of pictures (default: %(default)s)")
     parser.add_argument("--level", choices=LEVELS, default="easy",
-                        help="how much colour tells of the category (default: easy)")
+                        help="how much colour tells of the category (default: %(default)s)")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    try: root = generate(args.root or settings().data / "scenes", args.seed, args.scale,
-                             level=args.level)
-    except BadInput as error: sys.exit(str(error))
+    place = settings().data / "scenes" if args.root is None else args.root
+    root = generate(place, args.seed, args.scale, level=args.level)
     files = [p for p in root.rglob("*") if p.is_file()]
     print(f"scenes: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, ready "
           f"in {time.perf_counter() - start:.1f} s")
 
-if __name__ == "__main__" and "__file__" in globals(): main()
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(exit_code(main))

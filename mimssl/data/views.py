@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BYOL_RECIPES', 'key_seed', 'seeded', 'epoch_order', 'to_normalised', 'denormalise',
-           'PilBlur', 'OneShotCrop', 'mae_view', 'crop_flip_views', 'colour_view', 'byol_views', 'multi_crop',
-           'eval_view', 'probe_view', 'ViewDataset', 'collate_views']
+           'PilBlur', 'OneShotCrop', 'checked_crop', 'mae_view', 'crop_flip_views', 'colour_view', 'byol_views',
+           'multi_crop', 'eval_view', 'probe_view', 'ViewDataset', 'collate_views']
 
 # %% ../../nbs/data/views.ipynb #90aeafd0
 import hashlib, math, random
@@ -117,7 +117,7 @@ def _interpolation(name: str) -> InterpolationMode:
     return InterpolationMode(name)
 
 
-def _crop(size: int, scale, interpolation: str, cls=v2.RandomResizedCrop) -> v2.Transform:
+def checked_crop(size: int, scale, interpolation: str, cls=v2.RandomResizedCrop) -> v2.Transform:
     "The random resized crop, its options checked."
     if not size > 0:
         raise BadInput(f"size is {size}; give the height and width of a view in pixels, 1 or more.")
@@ -136,7 +136,7 @@ def mae_view(
 
     Raises `BadInput` for an unusable option.
     """
-    return v2.Compose([_crop(size, scale, interpolation), v2.RandomHorizontalFlip(),
+    return v2.Compose([checked_crop(size, scale, interpolation), v2.RandomHorizontalFlip(),
                        *to_normalised()])
 
 # %% ../../nbs/data/views.ipynb #43db1e77
@@ -174,7 +174,8 @@ def colour_view(
     if recipe not in BYOL_RECIPES:
         raise BadInput(f"view recipe '{recipe}' is unknown; use one of {', '.join(BYOL_RECIPES)}.")
     known = BYOL_RECIPES[recipe]
-    steps = {"crop": _crop(size, scale or known["scale"], interpolation or known["interpolation"]),
+    steps = {"crop": checked_crop(size, scale or known["scale"],
+                                  interpolation or known["interpolation"]),
              "jitter": v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
              "grey": v2.RandomGrayscale(0.2),
              "blur": v2.RandomApply([PilBlur(radius)], p=blur),
@@ -242,7 +243,8 @@ def probe_view(
     interpolation="bicubic",      # MAE, MAE-CT; DINO and MoCo train their probes bilinear
 ) -> v2.Compose:                  # PIL RGB -> (3, size, size) float32
     "The training view of a linear probe: crop and flip (evaluation protocols §4)."
-    crop = _crop(size, scale, interpolation, OneShotCrop if one_shot else v2.RandomResizedCrop)
+    crop = checked_crop(size, scale, interpolation,
+                        OneShotCrop if one_shot else v2.RandomResizedCrop)
     return v2.Compose([crop, v2.RandomHorizontalFlip(), *to_normalised()])
 
 # %% ../../nbs/data/views.ipynb #de288905

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from timm.models import VisionTransformer
 from torchvision.ops import roi_align
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from ..data.options import build, check_options
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
-from ..data.views import to_normalised
+from ..data.views import checked_crop, to_normalised
 from .method import At, Method
 from ..parts.contrastive import LogitScale, symmetric_contrastive
 from ..parts.decoders import MAEDecoder, fixed_positions
@@ -33,7 +33,7 @@ def caption_view(size: int, scale, jitter: float = 0.) -> v2.Compose:
     """The view of a captioned image: a random crop and no flip, since captions know left from
     right. PIL RGB -> (3, size, size) float32. `jitter`: probability that all colours change.
     """
-    crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=InterpolationMode.BICUBIC)
+    crop = checked_crop(size, scale, "bicubic")
     colours = [v2.RandomApply([v2.ColorJitter(.2, .2, .2, .5)], p=jitter)] if jitter else []
     return v2.Compose([crop, *colours, *to_normalised()])
 
@@ -143,7 +143,7 @@ class CFMViTOptions:
     text_pool: str = "mean"           # or 'end', the end mark alone
     text_causal: bool = False
     long_captions: str = "refuse"     # captions longer than the context: 'refuse' or 'cut'
-    crop_scale: tuple = (.9, 1.)      # area of the random crop, as a share of the image
+    crop_scale: tuple[float, float] = (.9, 1.)  # area of the random crop, as a share of the image
     jitter: float = 0.                # probability that all colours of an image change
 
     def __post_init__(self): self.check()

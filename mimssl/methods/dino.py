@@ -68,8 +68,8 @@ class DINOOptions:
     local_crops: int = 8  # local crops; 0: none (then a wider global_scale, (.14, 1), is advised)
     # pixels; None: 3/7 of the image size (96 for 224), in whole patches
     local_size: int | None = None
-    global_scale: tuple = (.4, 1.)           # area of global crops, as a share of the image
-    local_scale: tuple = (.05, .4)
+    global_scale: tuple[float, float] = (.4, 1.)   # area of global crops, as a share of the image
+    local_scale: tuple[float, float] = (.05, .4)
 
     def __post_init__(self):
         check_options(self, positive=("student_temperature", "warmup_teacher_temperature",

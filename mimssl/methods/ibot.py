@@ -52,14 +52,14 @@ class IBOTOptions:
     cls_weight: float = 1.
     patch_weight: float = 1.
     momentum: float = .996            # of the teacher, to 1 by half a cosine
-    mask_ratio: tuple = (0., .3)      # a view takes one of these ...
-    mask_ratio_range: tuple = (0., .2)            # ... plus or minus up to that much
+    mask_ratio: tuple[float, ...] = (0., .3)      # a view takes one of these ...
+    mask_ratio_range: tuple[float, ...] = (0., .2)            # ... plus or minus up to that much
     mask_shape: str = "block"         # 'block' or 'random'
     mask_start_epoch: int = 0         # first epoch with masks (50 for Swin)
     local_crops: int = 10
     local_size: int | None = None     # pixels; None: 3/7 of the image size, in whole patches
-    global_scale: tuple = (.25, 1.)
-    local_scale: tuple = (.05, .25)
+    global_scale: tuple[float, float] = (.25, 1.)
+    local_scale: tuple[float, float] = (.05, .25)
 
     retired = {"mask_ratio_spread": "mask_ratio_range"}
 

@@ -196,7 +196,7 @@ class LatentMIMOptions:
     decoder_depth: int = 3
     decoder_heads: int = 16
     momentum: float = .99            # of the target encoder, half-cosine to 1
-    crop_scale: tuple = (.2, 1.)
+    crop_scale: tuple[float, float] = (.2, 1.)
 
     def __post_init__(self):
         check_options(self, positive=("temperature",),

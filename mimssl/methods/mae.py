@@ -28,7 +28,7 @@ class MAEOptions:
     decoder_dim: int = 512
     decoder_depth: int = 8
     decoder_heads: int = 16
-    crop_scale: tuple = (.2, 1.)  # area of the random crop, as a share of the image
+    crop_scale: tuple[float, float] = (.2, 1.)  # area of the random crop, as a share of the image
     # crops of one image in a batch, masked independently (MAE-CT's own MAE uses 2)
     num_views: int = 1
 

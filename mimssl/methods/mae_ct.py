@@ -64,7 +64,7 @@ class MAECTOptions(HeadOptions):
     head: str = "nnclr"            # or 'simsiam', 'barlow_twins'
     augmentation: str = "crop"     # 'crop' (crop and flip) or 'full' (MAE-CT_aug)
     pooling: str = "mean"          # 'mean' of the patch tokens or 'cls'
-    crop_scale: tuple = (.08, 1.)
+    crop_scale: tuple[float, float] = (.08, 1.)
     frozen_blocks: int | None = None   # stage 3; None: the lower half
     layer_decay: float = .65
     encoder_momentum: float = .9999    # of the averaged encoder, the result

@@ -11,13 +11,13 @@ import math, torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import nn
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from timm.models import VisionTransformer
 from timm.layers import trunc_normal_
 from ..data.options import build, check_options
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
-from ..data.views import PilBlur, multi_crop, to_normalised
+from ..data.views import PilBlur, checked_crop, multi_crop, to_normalised
 from .method import At, Method
 from ..parts.corruption import CorruptionOptions, check_blocks, corrupt, patch_cells
 from ..parts.distributed import gather, mean_over_processes, rank
@@ -32,7 +32,7 @@ from ..parts.teacher import copy_as_teacher, ema_update
 # %% ../../nbs/methods/mmc.ipynb #922697e5
 def light_view(size: int, scale) -> v2.Compose:
     "GMML's view: PIL RGB -> (3, size, size) float32."
-    crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=InterpolationMode.BICUBIC)
+    crop = checked_crop(size, scale, "bicubic")
     jitter, blur = (v2.RandomApply([v2.ColorJitter(.1, .1, .1, .01)], p=.3),
                     v2.RandomApply([PilBlur()], p=.1))
     return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, blur, *to_normalised()])
@@ -191,8 +191,8 @@ class MMCOptions(CorruptionOptions):
     augmentation: str = "strong"    # colours: 'strong' (DINO) or 'light' (GMML)
     local_crops: int = 10           # local crops, for the class token only
     local_size: int | None = None   # pixels; None: 3/7 of the image size, in whole patches
-    global_scale: tuple = (.32, 1.)
-    local_scale: tuple = (.05, .32)
+    global_scale: tuple[float, float] = (.32, 1.)
+    local_scale: tuple[float, float] = (.05, .32)
 
     def __post_init__(self): super().__post_init__(); self.check()
 

@@ -239,9 +239,10 @@ class MOCAOptions:
 
     Raises `BadInput` for a value out of its range and for counts that do not fit.
     """
-    mask_ratios: tuple = (.55, .75)  # share of patches masked from the encoder, in each round
+    # share of patches masked from the encoder, in each round
+    mask_ratios: tuple[float, ...] = (.55, .75)
     # share of patches the decoder leaves out, in each round
-    decoder_mask_ratios: tuple = (.35, .55)
+    decoder_mask_ratios: tuple[float, ...] = (.35, .55)
     img_weight: float = .5        # lambda
     loc_weight: float = .5        # 1 - lambda; 0: no decoder is built
     num_codewords: int = 4096                    # K, codewords
@@ -264,7 +265,7 @@ class MOCAOptions:
     decoder_heads: int = 16
     momentum: float = .994        # of the teacher at the first step
     momentum_end: float = 1.      # ... and at the last (half-cosine between)
-    crop_scale: tuple = (.2, 1.)  # area of the random crops, as a share of the image
+    crop_scale: tuple[float, float] = (.2, 1.)  # area of the random crops, as a share of the image
 
     retired = {"num_words": "num_codewords", "num_new_words": "num_new_codewords",
                "new_word": "new_codeword"}

@@ -59,7 +59,7 @@ class MoCoV3Options:
     temperature: float = .2
     momentum: float = .99              # of the momentum encoder, to 1 by half a cosine
     freeze_patch_embed: bool = True    # random patch projection
-    crop_scale: tuple = (.08, 1.)      # area of the crops, as a share of the image
+    crop_scale: tuple[float, float] = (.08, 1.)      # area of the crops, as a share of the image
 
     def __post_init__(self):
         check_options(self, positive=("temperature",), share=("momentum",),

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import check_sum, parse_json, reason, replacing
+from ..data.files import check_sum, check_system, parse_json, replacing
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
 
@@ -66,13 +66,14 @@ def check(self):
         raise BadInput(f"image_size {self.image_size} is not a multiple of patch_size "
                        f"{self.patch_size}; change one of them.")
     if self.embed_dim % self.num_heads:
+        fit = [n for n in range(1, 65) if self.embed_dim % n == 0]
         raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of num_heads "
-                       f"{self.num_heads}.")
+                       f"{self.num_heads}; give one of {', '.join(map(str, fit))}.")
     if self.positions not in ("sincos", "learned"):
         raise BadInput(f"positions is '{self.positions}'; use sincos or learned.")
     if self.positions == "sincos" and self.embed_dim % 4:
         raise BadInput(f"embed_dim {self.embed_dim} is not a multiple of 4, as sincos "
-                       f"positions need.")
+                       f"positions need; change it, or take learned positions.")
 
 # %% ../../nbs/parts/encoder.ipynb #ae796330
 def sincos_table(dim: int, grid: int, spacing: float = 1.) -> torch.Tensor:
@@ -290,8 +291,8 @@ def load_encoder(path) -> VisionTransformer:
     try:
         with open(path, "rb"), safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except PermissionError as e: raise BadInput(reason(e, path)) from None
     except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: not a readable safetensors file ({e}); it may be truncated, write "
                        f"it again.") from None
     if "architecture" not in meta:

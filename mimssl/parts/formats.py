@@ -7,9 +7,9 @@ __all__ = ['FORMATS', 'LEFT_OUT', 'RENAMED', 'NO_ENCODER', 'COMMANDS', 'AT_HOME'
            'plain_name', 'only_encoder', 'unwrap', 'is_square', 'num_prefix', 'as_timm', 'without_prefix',
            'first_names', 'convert', 'to_format', 'architecture_of', 'encoder_from', 'Dropped', 'full_names',
            'load_torch', 'read_checkpoint', 'refusal', 'is_whole', 'keep_tensors', 'fetch', 'image_tower',
-           'parse_about', 'telling_of', 'load_file', 'load_timm', 'is_timm_folder', 'stats_beside', 'load_transformers',
-           'timm_network', 'check_fit', 'load_folder', 'kind_of', 'load', 'encoder_digest', 'read_mae_ct',
-           'write_mae_ct']
+           'parse_about', 'telling_of', 'no_part', 'check_heads', 'load_file', 'load_timm', 'is_timm_folder',
+           'stats_beside', 'load_transformers', 'timm_network', 'check_fit', 'load_folder', 'kind_of', 'load',
+           'load_path', 'encoder_digest', 'read_mae_ct', 'write_mae_ct']
 
 # %% ../../nbs/parts/formats.ipynb #a603e13d
 import argparse, difflib, hashlib, json, math, re, timm, torch
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import nn
-from ..data.files import one_line, parse_json, read_json, reason, replacing, short
+from ..data.files import check_system, one_line, parse_json, read_json, replacing, short
 from ..data.settings import BadInput, settings
 from .backbone import Backbone, as_encoder
 from .encoder import SIZES, architecture, load_encoder, resize_positions
@@ -301,15 +301,17 @@ def read_checkpoint(path, allow=()) -> tuple[dict, dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path}: no such file of weights; check the path, or train an encoder with "
-                       f"`python -m mimssl pretrain`.")
+        what = "is no file of weights" if path.exists() else "no such file of weights"
+        raise BadInput(f"{path}: {what}; check the path, or train an encoder with `python -m "
+                       f"mimssl pretrain`.")
     try:
         if path.suffix == ".safetensors":
             with open(path, "rb"), safe_open(path, "pt") as f:
                 return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         return load_torch(path, full_names(allow)), {}
-    except PermissionError as e: raise BadInput(reason(e, path)) from None
-    except Exception as e: problem = str(e)
+    except Exception as e:
+        check_system(e, path)
+        problem = str(e)
     raise BadInput(f"{path}: {refusal(path, problem, full_names(allow))}")
 
 # %% ../../nbs/parts/formats.ipynb #9d0b9de4
@@ -472,15 +474,28 @@ def telling_of(path: Path):
         raise BadInput(f"{path}: its tensors do not fit together as a ViT; check where the file "
                        f"comes from.") from None
 
+def no_part(part: str | None, where):
+    "Raises `BadInput` for a part of `where`, which holds one encoder alone."
+    if part is None: return
+    raise BadInput(f"{where}: holds one encoder and no part {short(part)}; leave part (--part) "
+                   f"out, or name a file with several, such as a run's method.safetensors.")
+
+def check_heads(num_heads: int | None, vit: nn.Module, where):
+    "Raises `BadInput` where `vit` has other attention heads than the `num_heads` that were given."
+    own = vit.blocks[0].attn.num_heads if isinstance(vit, VisionTransformer) else "its own"
+    if num_heads not in (None, own):
+        raise BadInput(f"{where}: num_heads is {num_heads}, but it has {own} attention heads; "
+                       f"leave num_heads (--num-heads) out.")
+
 def load_file(path: Path, num_heads: int | None = None,
               part: str | None = None) -> VisionTransformer:
     "The encoder in a file of any format, or the image-text model in one of both towers."
     checkpoint, meta = read_checkpoint(path)
+    if {"architecture", "image_text"} & {*meta}: no_part(part, path)
     if "architecture" in meta: return load_encoder(path)
     if "image_text" in meta: return load_image_text(path)
     if "about" in meta:  # method.safetensors
-        method, heads = parse_about(meta["about"], path)
-        num_heads = num_heads or heads
+        method, num_heads = parse_about(meta["about"], path)
         parts = EVALUATED.get(method, ("encoder.",)) if part is None else (part,)
         part = next((p for p in parts if f"{p}blocks.0.norm1.weight" in checkpoint), parts[0])
     with telling_of(path):
@@ -598,7 +613,9 @@ def kind_of(name_or_path) -> str | None:
     path, name = Path(str(name_or_path).removeprefix("local-dir:")), str(name_or_path)
     if name.startswith("local-dir:"): return "file"
     if name.startswith("hf-hub:"): return "timm"
-    if path.exists() or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".tar"): return "file"
+    try: there = name and path.exists()
+    except OSError: there = False      # such as a name that is too long
+    if there or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".tar"): return "file"
     if timm.is_model(name.split(".")[0]): return "timm"
     return "release" if name in RELEASES else None
 
@@ -616,16 +633,29 @@ def load(
     Raises `BadInput` for what is none.
     """
     name, kind = str(name_or_path), kind_of(name_or_path)
-    if kind == "timm": return load_timm(name, pretrained, image_size)
-    if kind is None:
+    if num_heads is not None and num_heads < 1:
+        raise BadInput(f"{short(name)}: num_heads is {num_heads}; give 1 or more, or leave it out.")
+    if kind == "timm":
+        no_part(part, name)
+        model = load_timm(name, pretrained, image_size)
+    elif kind is None:
         near = difflib.get_close_matches(name, list(RELEASES), 1)
-        raise BadInput(f"'{name}' is neither a file, nor a release"
+        raise BadInput(f"{short(name)} is neither a file, nor a release"
                        f"{f' (did you mean {near[0]}?)' if near else ''}, nor a timm model; give "
                        f"the path of an encoder.safetensors, a name in "
                        f"mimssl.parts.formats.RELEASES, or one of timm.list_models('vit_*').")
-    path = fetch(name) if kind == "release" else Path(name.removeprefix("local-dir:"))
+    else: model = load_path(fetch(name) if kind == "release"
+                            else Path(name.removeprefix("local-dir:")), image_size, num_heads, part)
+    check_heads(num_heads, image_tower(model), name)
+    return model
+
+# %% ../../nbs/parts/formats.ipynb #f832f5dd
+def load_path(path: Path, image_size: int | None, num_heads: int | None, part: str | None):
+    "As `load`, of a file or folder."
     if path.name == "model.safetensors" and is_transformers(path.parent): path = path.parent
-    if is_timm_folder(path): return load_folder(path, image_size)
+    if is_timm_folder(path):
+        no_part(part, path)
+        return load_folder(path, image_size)
     if path.is_dir():
         path = next((f for f in [path / TOWERS] if f.is_file()), path / "encoder.safetensors")
     model = load_file(path, num_heads, part)

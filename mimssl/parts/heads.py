@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 from timm.layers import trunc_normal_
-from ..data.files import reason
+from ..data.files import check_system
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/heads.ipynb #ed88b618
@@ -111,8 +111,8 @@ def read_part(
                 begins = begins.get(json.loads((f.metadata() or {})["about"])["method"])
             names = [name for name in f.keys() if begins and name.startswith(begins)]
             return {name.removeprefix(begins): f.get_tensor(name) for name in names}
-    except PermissionError as e: raise BadInput(reason(e, path)) from None
-    except Exception:
+    except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: is not the state of a method of this project; {remedy}.") from None
 
 # %% ../../nbs/parts/heads.ipynb #be5aaa72

@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'NAMES', 'DROPPED', 'timm_name', 'timm_names', 'is_transf
 # %% ../../nbs/parts/hugging_face.ipynb #dbf8a07a
 import re, timm, torch
 from pathlib import Path
-from ..data.files import read_json
+from ..data.files import read_json, short
 from ..data.settings import BadInput
 
 # %% ../../nbs/parts/hugging_face.ipynb #0c250653
@@ -82,6 +82,13 @@ def read_config(folder: Path) -> tuple[int, float]:
     if type(heads) is not int or heads < 1 or type(eps) is not float or not 0 < eps < 1:
         raise BadInput(f"{file}: num_attention_heads is {str(heads)[:20]} and layer_norm_eps "
                        f"{str(eps)[:20]}; fetch the file again.")
+    for name in ("hidden_size", "patch_size", "num_hidden_layers", "image_size"):
+        if name in config and (type(config[name]) is not int or config[name] < 1):
+            raise BadInput(f"{file}: {name} is {short(config[name])}; give a whole number above 0, "
+                           f"or fetch the file again.")
+    if config.get("hidden_size", heads) % heads:
+        raise BadInput(f"{file}: hidden_size {config['hidden_size']} is not a multiple of "
+                       f"num_attention_heads {heads}; fetch the file again.")
     if config.get("hidden_act", "gelu") != "gelu" or config.get("use_swiglu_ffn"):
         raise BadInput(f"{file}: its MLP has another activation than GELU; {twin(family)}.")
     return heads, eps

@@ -17,7 +17,7 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import nn
 from torchvision.ops import roi_align
-from ..data.files import parse_json, reason, replacing
+from ..data.files import check_system, parse_json, replacing
 from ..data.pieces import patch_to
 from ..data.settings import BadInput
 from .contrastive import LogitScale, contrastive_logits
@@ -158,8 +158,8 @@ def load_image_text(path) -> ImageText:
     try:
         with open(path, "rb"), safe_open(path, "pt") as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except PermissionError as e: raise BadInput(reason(e, path)) from None
-    except Exception:
+    except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: damaged or not a safetensors file; write it again.") from None
     if "image_text" not in meta:
         raise BadInput(f"{path}: has no text tower; give the image_text.safetensors of a run of "

@@ -77,7 +77,7 @@ class TextConfig:
                 raise BadInput(f"text tower: {name} is {getattr(self, name)}; give 1 or more.")
         if self.width % self.num_heads:
             raise BadInput(f"text tower: width {self.width} is not a multiple of num_heads "
-                           f"{self.num_heads}.")
+                           f"{self.num_heads}; change one of them.")
         if self.context < 3:
             raise BadInput(f"text tower: context is {self.context}; give 3 or more, two are the "
                            f"marks.")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'Claim', 'claims', 'claim', 'in_words', 'Evidence', 'logged', 'at_thresholds', 'run_records',
-           'sweep_evidence', 'study_evidence', 'bench_evidence', 'all_evidence', 'side_records', 'by_seed',
-           'paired_values', 'Finding', 'images_of', 'compared', 'against_number', 'among', 'findings', 'Verdict',
-           'missing', 'judge', 'ledger', 'claims_table']
+           'sweep_evidence', 'study_evidence', 'bench_evidence', 'share_of_start', 'counted_evidence', 'all_evidence',
+           'side_records', 'by_seed', 'paired_values', 'Finding', 'images_of', 'compared', 'against_number', 'among',
+           'findings', 'Verdict', 'missing', 'judge', 'ledger', 'claims_table']
 
 # %% ../../nbs/report/claims.ipynb #460e8e35
 from dataclasses import dataclass, field
@@ -110,12 +110,9 @@ def run_records(outputs: Path, records: list[dict]) -> list[dict]:
         folder = outputs / "pretrain" / run
         if not (folder / "recipe.json").is_file(): continue
         total = total_cost(folder, times)["gflop"]
-        mae = folder.parent / f"mae-s{r['seed']}"
-        whole = total_cost(mae, times)["gflop"] if (mae / "recipe.json").is_file() else None
-        values = {"total_gflop": total,
-                  "share_of_mae": 100 * (total - whole) / whole if total and whole else None}
-        found += [r | dict(evaluation="training", metric=m, value=v, count=1, protocol={})
-                  for m, v in values.items() if v is not None]
+        if total is not None:
+            found.append(r | dict(evaluation="training", metric="total_gflop", value=total, count=1,
+                                  protocol={}))
     return found + share_records(curve_records(outputs, list(runs)), "moca", ("dino", "ibot"))
 
 # %% ../../nbs/report/claims.ipynb #56f87217
@@ -125,9 +122,7 @@ def sweep_evidence(folder: Path) -> list[dict]:
     return records + logged(records, read_found(folder / "curves.jsonl"))
 
 def study_evidence(outputs) -> Evidence:
-    """The study: outputs/evaluate, outputs/ablate, and what a step costs, of
-    outputs/bench/speed.jsonl.
-    """
+    "The study: outputs/evaluate and outputs/ablate."
     outputs = Path(outputs)
     places = sorted(path.parent for path in outputs.glob("evaluate/*/records.jsonl"))
     records = of_one_recipe(read_found(*(place / "records.jsonl" for place in places)))
@@ -135,11 +130,13 @@ def study_evidence(outputs) -> Evidence:
               for path in sorted(outputs.glob("ablate/*/records.jsonl"))}
     kept = [place / "outcomes" for place in places if any((place / "outcomes").glob("*.npz"))]
     return Evidence("generated scenes", records + at_thresholds(records)
-                    + run_records(outputs, records) + bench_records(outputs, "speed"),
+                    + run_records(outputs, records),
                     {name: sweep_evidence(place) for name, place in sweeps.items()},
                     read_outcomes(*kept), {"": "outputs/evaluate"} | {
                         name: f"outputs/ablate/{name}" for name in sweeps})
 
+
+# %% ../../nbs/report/claims.ipynb #8b40d9e1
 def bench_evidence(outputs, name: str, words: str) -> Evidence:
     "Runs that are kept in outputs/bench: NAME.jsonl, and the sweeps in the folders NAME_*."
     records, found = bench_records(outputs, name), Path(outputs).glob(f"bench/{name}_*")
@@ -149,10 +146,28 @@ def bench_evidence(outputs, name: str, words: str) -> Evidence:
                     {"": f"outputs/bench/{name}.jsonl"} | {
                         sweep: f"outputs/bench/{f.name}" for sweep, f in sweeps.items()})
 
+def share_of_start(records: list[dict], run: str, stages: tuple, start: str) -> list[dict]:
+    """A record 'recipe_cost/share_of_mae': the arithmetic of the `stages` of `run` in percent of
+    that of `start`; none before all are counted.
+    """
+    counted = select(records, evaluation="recipe_cost", metric="gflop_per_image")
+    whole = {r["run"]: r["value"] * r["count"] for r in counted}
+    if not {*stages, start} <= set(whole): return []
+    share = 100 * sum(whole[s] for s in stages) / whole[start]
+    return [r | dict(metric="share_of_mae", value=share) for r in select(counted, run=run)]
+
+def counted_evidence(outputs) -> Evidence:
+    "What is counted and not trained: the papers' recipes, and a step of every method."
+    records = [r for name in ("recipe_cost", "speed") for r in bench_records(outputs, name)]
+    files = "outputs/bench/recipe_cost.jsonl, outputs/bench/speed.jsonl"
+    shares = share_of_start(records, "mae_ct", ("mae_ct_head", "mae_ct"), "mae_stage1")
+    return Evidence("counted, without training", records + shares, sources={"": files})
+
 def all_evidence(outputs) -> list[Evidence]:
     "Every place, the first one that can tell counts."
     return [study_evidence(outputs), bench_evidence(outputs, "laptop", "small real images"),
-            bench_evidence(outputs, "claims", "generated scenes, short runs")]
+            bench_evidence(outputs, "claims", "generated scenes, short runs"),
+            counted_evidence(outputs)]
 
 # %% ../../nbs/report/claims.ipynb #c28472cc
 def side_records(evidence: Evidence, about: Claim, side, score: str) -> list[dict]:
@@ -194,6 +209,7 @@ class Finding:
     flipped: bool = False             # the claim is about less
     counted: bool = False             # exact, so it has no interval
     records: tuple = field(default=(), repr=False)
+    number: float | None = None       # `b`, where it is one
 
     @property
     def text(self) -> str:
@@ -204,6 +220,8 @@ class Finding:
         e = self.effect
         if self.flipped: e = Effect(-e.mean, -e.high, -e.low, e.seeds, e.images)
         small = path.startswith(("similarity", "training/patch"))
+        if self.number is not None and self.counted:
+            return f"{title}: {self.a} {self.number + e.mean:.1f} against {self.b}, counted"
         if self.counted: return f"{title}: {self.a} − {self.b} {e.mean:+.2f}, counted"
         seeds = f", {e.seeds} seeds" if e.seeds > 1 else ""
         images = f", over images {self.effect.images}" if self.effect.images else ""
@@ -243,7 +261,7 @@ def against_number(evidence: Evidence, about: Claim, test: dict, score: str) -> 
     outcome = decide(effect, test["by"])
     if test.get("counted"): outcome = HOLDS if min(differences) >= test["by"] else FAILS
     return Finding(score, test["of"], f"{number:g}", outcome, effect, sign < 0,
-                   bool(test.get("counted")), tuple(records))
+                   bool(test.get("counted")), tuple(records), number)
 
 def among(evidence: Evidence, about: Claim, test: dict, score: str) -> Finding:
     "The finding about several variants: the largest difference of a pair stands for all."
@@ -312,7 +330,8 @@ def judge(about: Claim, evidence: Evidence) -> Verdict:
     none = Regime(False, about.unreached)
     if about.unreached: return Verdict(about, evidence.name, UNTESTABLE, about.unreached, none)
     found = [f for test in about.tests for f in findings(evidence, about, test)]
-    regime = can_tell(evidence.records, about.compares)
+    regime = (can_tell(evidence.records, about.compares) if about.compares
+              else Regime(True, "costs, for which nothing has to be learned"))
     measured, gone = [f for f in found if f.effect], [f for f in found if not f.effect]
     reasons = [missing(about, evidence, gone)] if gone else []
     if any(f.effect.seeds < 2 and f.outcome == UNTESTABLE for f in measured):

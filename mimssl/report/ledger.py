@@ -53,14 +53,18 @@ def as_json(verdict: Verdict, outputs) -> dict:
 
 # %% ../../nbs/report/ledger.ipynb #215d3423
 def tally(verdicts: list[Verdict]) -> str:
-    "How many claims have which outcome, in one sentence."
+    "How many claims, open questions and checks have which outcome, in one sentence."
     count = Counter(v.outcome for v in verdicts)
     judged = len(verdicts) - count[UNTESTABLE]
-    parts = [f"{count[o]} {'hold' if o == HOLDS else 'do not hold' if o == FAILS else o}"
-             for o in OUTCOMES[:-1] if count[o]]
+    verbs = {HOLDS: ("holds", "hold"), FAILS: ("does not hold", "do not hold")}
+    parts = [f"{count[o]} {verbs.get(o, (o, o))[count[o] > 1]}" for o in OUTCOMES[:-1] if count[o]]
     said = f": {', '.join(parts)}" if parts else ""
-    return (f"{judged} of {len(verdicts)} claims are judged{said}; "
-            f"{count[UNTESTABLE]} are not testable here.")
+    kinds = [f"{k}s" for k in ("claim", "open question", "check")
+             if any(v.claim.kind == k for v in verdicts)]
+    names = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1] if kinds else "claims"]))
+    verb = lambda k: "is" if k == 1 else "are"
+    return (f"{judged} of {len(verdicts)} {names} {verb(judged)} judged{said}; "
+            f"{count[UNTESTABLE]} {verb(count[UNTESTABLE])} not testable here.")
 
 # %% ../../nbs/report/ledger.ipynb #7d41e9ff
 TINTS = {HOLDS: "#d9f0e1", FAILS: "#fadfd6", UNDECIDED: "#fdf3cf", UNTESTABLE: "#eeeeee"}

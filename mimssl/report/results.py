@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WRITERS', 'read_found', 'trained_runs', 'read_study', 'study_records', 'of_one_recipe', 'study_logs',
            'scores_to_draw', 'one_protocol', 'score_bars', 'write_tables', 'save_tables', 'sweep_figure', 'save_sweeps',
-           'bench_records', 'sweep_records', 'when_run', 'by_option', 'last_values', 'recipe_table']
+           'bench_records', 'sweep_records', 'when_run', 'weights_of', 'by_option', 'last_values', 'recipe_table']
 
 # %% ../../nbs/report/results.ipynb #218fc7b2
 from pathlib import Path
@@ -172,6 +172,15 @@ def when_run(records: list[dict], show, what: str = "this"):
     "`show(records)`; without records a printed sentence instead."
     if records: return show(records)
     print(f"Not run yet: {what}.")
+
+def weights_of(run: str, outputs, file: str = "encoder.safetensors") -> Path | None:
+    """The weights of a trained run; None, and a printed sentence, where they are not on this
+    machine.
+    """
+    path = Path(outputs) / "pretrain" / run / file
+    if path.is_file(): return path
+    print(f"Not drawn: {run} has no weights here; `make reproduce` trains it.")
+
 
 # %% ../../nbs/report/results.ipynb #8cb77479
 def by_option(records: list[dict], option: str) -> list[dict]:

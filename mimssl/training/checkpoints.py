@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from ..data.files import check_sum, parse_json, reason, replacing
+from ..data.files import check_sum, check_system, parse_json, reason, replacing
 from ..data.settings import BadInput
 
 
@@ -86,8 +86,8 @@ def read_weights(path) -> tuple[dict, dict]:
         with open(path, "rb"), safe_open(path, "pt") as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except BadInput: raise
-    except PermissionError as e: raise BadInput(reason(e, path)) from None
-    except Exception:
+    except Exception as e:
+        check_system(e, path)
         raise BadInput(f"{path}: damaged or not a safetensors file; train the run that writes it "
                        f"again.") from None
     if "about" not in meta:

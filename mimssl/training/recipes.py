@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from timm.models import VisionTransformer
 from ..data.files import short
-from ..data.options import build, closest
+from ..data.options import build, check_options, closest
 from ..data.pieces import patch_to
 from ..data.settings import BadInput, pick_device, settings
 from ..methods.method import find_method
@@ -29,6 +29,10 @@ class Group:
     lr_factor: float = 1.              # factor on the peak rate
     constant: bool = False             # no warm-up and no decay of the learning rate
     weight_decay: float | None = None  # constant decay; None: the recipe's schedule
+
+    def __post_init__(self):
+        check_options(self, least=dict.fromkeys(("lr", "lr_factor", "weight_decay"), 0),
+                      where="optimiser: a group's ")
 
 # %% ../../nbs/training/recipes.ipynb #5fbbb5fc
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def check_rates(self):
     for name in ("base_lr", "lr", "clip", "clip_per_tensor"):
         need(getattr(self, name) is None or getattr(self, name) > 0,
              f"{name} is {getattr(self, name)}; give a number above 0 (or leave it out)")
-    for name in ("weight_decay", "warmup_epochs", "min_lr"):
-        need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
+    check_options(self, where="optimiser: ", least={"views_per_image": 1} | dict.fromkeys(
+        ("weight_decay", "weight_decay_end", "warmup_epochs", "min_lr"), 0))
     for name in ("warmup_start", "min_lr_fraction", "momentum"):
         need(0 <= getattr(self, name) <= 1,
              f"{name} is {getattr(self, name)}; give a number in [0, 1]")
@@ -110,6 +114,9 @@ class Weights:
     source: str
     part: str | None = None        # of a checkpoint with several encoders: the prefix of one
     num_heads: int | None = None   # of a checkpoint of an unusual width
+
+    def __post_init__(self):
+        check_options(self, least={"num_heads": 1}, where="init: ")
 
     def read(self) -> VisionTransformer:
         "The encoder. Raises `BadInput` for what is none."
@@ -188,6 +195,7 @@ def check(self):
     find_method(self.method)
     for name in ("epochs", "batch_size", "accumulate", "save_every"):
         need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+    need(self.epochs <= 1_000_000, f"epochs is {self.epochs}; give 1000000 or less")
     for name, known in (("precision", PRECISIONS), ("views", VIEWS)):
         need(getattr(self, name) in known,
              f"{name} is '{getattr(self, name)}'; use {', '.join(known)}")
@@ -267,6 +275,9 @@ def read_init(params: dict, name: str, init) -> Recipe | Weights:
         raise BadInput(f"recipe '{name}': init is {short(init)}; give the name of a recipe or "
                        f"of an encoder, or a mapping with its source, part and num_heads.")
     if isinstance(init, str) and init in recipes: return read_recipe(params, init)
+    if isinstance(init, dict) and init["source"] in [*recipes]:
+        raise BadInput(f"recipe '{name}': the source of init is the recipe '{init['source']}'; "
+                       f"write init: {init['source']}, or name the folder of its run.")
     start = build(Weights, {"source": init} if isinstance(init, str) else init,
                   f"recipe '{name}': init")
     if kind_of(start.source) is None:
