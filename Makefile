@@ -94,6 +94,7 @@ bench: $(PEERS)/.ready data ## what a step of every method, every evaluation and
 	@$(PEERS)/bin/python -m mimssl bench
 	@$(PEERS)/bin/python -m mimssl bench --libraries
 	@$(PEERS)/bin/python -m mimssl bench --evaluations
+	@$(PEERS)/bin/python -m mimssl bench --growth
 
 gpu: data ## what an accelerator must do, in at most 8 minutes: parity, bf16, resume, compilation, costs, training
 	@"$(BIN)/python" tools/gpu.py

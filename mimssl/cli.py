@@ -200,6 +200,9 @@ def bench_options(c: Parser):
     c.add_argument("--libraries", action="store_true",
                    help="measure MAE beside lightly, Hugging Face and timm + torchvision, and k-NN "
                    "beside faiss and scikit-learn, as far as they are installed")
+    c.add_argument("--growth", action="store_true",
+                   help="measure the step of three methods (or --methods) while images, encoder or "
+                   "batch grow")
     c.add_argument("--recipes", action="store_true",
                    help="count the arithmetic of the papers' recipes; takes minutes")
     c.add_argument("--sizes", nargs="+", action="extend", metavar="NAME=N,N",
@@ -383,9 +386,10 @@ def bench(args):
     "Time a training step of every method, or evaluations of growing size."
     if args.evaluations is not None: return bench_evaluations(args)
     if args.libraries or args.recipes: return bench_beside(args)
-    from mimssl.training.bench import run_bench
-    run_bench(args.methods, args.encoder, args.image_size, args.patch_size, args.batch, args.device,
-              args.rounds, args.precision, args.compile, args.out)
+    from mimssl.training.bench import run_bench, run_growth
+    if args.growth: run_growth(args.methods, args.device, args.rounds, args.out)
+    else: run_bench(args.methods, args.encoder, args.image_size, args.patch_size, args.batch,
+                    args.device, args.rounds, args.precision, args.compile, args.out)
 
 # %% ../nbs/cli.ipynb #5b2c9b53
 def bench_beside(args):

@@ -69,16 +69,24 @@ def test_captions_and_directives_in_the_book():
     plot = lambda: code("plot()", "image/png")
     cells = [markdown("## A part"), code("#| export\n#| foo: 1\n\nx = 1\n#| y"),
              plot(), markdown("*A [map](a.ipynb) of $x$.*"), plot(), markdown("*Two* words."),
-             code(TESTS)]
+             code(TESTS), code("table()", "text/html")]
     shown = book.prepared({"cells": cells, "metadata": {}})["cells"]
-    assert [c["cell_type"][0] for c in shown] == [*"mcccmc"]
+    assert [c["cell_type"][0] for c in shown] == [*"mcccmcc"]
     assert shown[1]["source"] == "x = 1\n#| y"
     about = [c["metadata"].get("mystnb") for c in shown]
     assert about[2] == {"code_prompt_show": "Show the drawing code",
                         "image": {"alt": "A map of x."},
                         "figure": {"caption": "A [map](a.ipynb) of $x$."}}
     assert about[3]["image"] == {"alt": "Figure: A part"} and "figure" not in about[3]
-    assert about[5]["code_prompt_show"] == "Show the tests"
+    assert [a["code_prompt_show"] for a in about[5:]] == ["Show the tests", "Show the code"]
+
+
+def test_wide_pictures_scroll_on_a_phone():
+    import base64, struct
+    png = lambda *size: base64.b64encode(b"0" * 16 + struct.pack(">II", *size) + b"0" * 9).decode()
+    drawn = lambda *size: {"outputs": [{"data": {"image/png": png(*size)}}]}
+    assert [book.is_wide(drawn(w, 200)) for w in (400, 500, 501)] == [False, False, True]
+    assert not book.is_wide({"outputs": [{"text": "x"}]})
 
 
 def figures_without_caption(path: Path) -> list[str]:
@@ -94,7 +102,14 @@ def test_figures_have_captions(path):
     assert not bare, f"cells {bare}: an emphasised paragraph below a figure is its caption"
 
 
-def test_outputs_without_warnings():
+def test_outputs_without_warnings_and_bars():
     say = lambda name, text: {"output_type": "stream", "name": name, "text": text}
-    outputs = [say("stdout", "a\n"), say("stderr", "here"), say("stdout", "b\n"), {"data": {}}]
+    bar = {"data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "0%"}}
+    outputs = [say("stdout", "a\n"), say("stderr", "here"), say("stdout", "b\n"), bar, {"data": {}}]
     assert tool.told(outputs) == [say("stdout", "a\nb\n"), {"data": {}}]
+
+
+@pytest.mark.parametrize("path", tool.notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_progress_bar_is_kept(path):
+    "They are widgets, which the book does not load."
+    assert "vnd.jupyter.widget" not in path.read_text()

@@ -6,7 +6,7 @@ picture (`*What it shows.*`) becomes its caption, and its text for those who do 
 Formulas are drawn by a copy of MathJax inside the book, so that a page needs no network. A pattern
 in the table of contents lists the pages that are not named there already.
 """
-import importlib, json, re
+import base64, importlib, json, re, struct
 from pathlib import Path
 
 # the part of MathJax that draws TeX in HTML: 3 of 24 MB
@@ -25,6 +25,14 @@ def draws(cell: dict) -> bool:
     "Whether a picture is among the outputs."
     kinds = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
+
+
+def is_wide(cell: dict, times: float = 2.5) -> bool:
+    "Whether a picture is wider than so many times its height: on a phone it scrolls by itself."
+    found = ["".join(out.get("data", {}).get("image/png", "")) for out in cell.get("outputs", [])]
+    heads = [base64.b64decode(png[:32]) for png in found if len(png) > 32]   # 24 bytes
+    sizes = [struct.unpack(">II", head[16:]) for head in heads]
+    return any(w > times * h for w, h in sizes)
 
 
 def caption_of(cell: dict | None) -> str | None:
@@ -54,11 +62,18 @@ def prepared(notebook: dict) -> dict:
     return notebook | {"cells": cells}
 
 
+def prompt(cell: dict, source: str) -> str:
+    "What a reader may unfold: code of a picture, tests, or other code."
+    tests = re.search(r"\b(assert\b|test_\w+\(|ExceptionExpected|expect_fail)", source)
+    return f"Show the {'drawing code' if draws(cell) else 'tests' if tests else 'code'}"
+
+
 def shown(cell: dict, caption: str | None, heading: str) -> dict:
     "A code cell without directives, with what myst-nb should know of its outputs."
     source = re.sub(r"\A(?:#\|.*(?:\n|\Z))+\n*", "", "".join(cell["source"]))
-    options = {"code_prompt_show": "Show the drawing code" if draws(cell) else "Show the tests"}
+    options = {"code_prompt_show": prompt(cell, source)}
     if draws(cell): options["image"] = {"alt": plain(caption or f"Figure: {heading}")}
+    if is_wide(cell): options["image"]["classes"] = "wide"
     if caption: options["figure"] = {"caption": caption}
     return cell | {"source": source, "metadata": cell.get("metadata", {}) | {"mystnb": options}}
 

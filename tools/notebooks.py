@@ -102,10 +102,13 @@ def stale(paths: list[Path]) -> dict[Path, str]:
 
 
 def told(outputs: list[dict]) -> list[dict]:
-    "Outputs without warnings, which name this machine's folders; prints in one piece."
+    """Outputs without warnings, which name this machine's folders, and without progress bars;
+    prints in one piece.
+    """
     kept = []
     for out in outputs:
-        if out.get("name") == "stderr": continue
+        if out.get("name") == "stderr" or any("widget" in kind for kind in out.get("data", {})):
+            continue
         if kept and out.get("name") == kept[-1].get("name") == "stdout":
             kept[-1]["text"] = "".join(kept[-1]["text"]) + "".join(out["text"])
         else: kept.append(out)
@@ -121,6 +124,7 @@ def run(path: Path) -> None:
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=folder).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = told(cell.outputs)
+    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
     clean = Path(sys.executable).with_name("nbdev-clean")
     subprocess.run([clean, "--fname", path], check=True, cwd=ROOT)
