@@ -105,17 +105,18 @@ def imagenette_table(outputs: Path) -> Table:
 # %% ../../nbs/report/pages.ipynb #22ebb8f9
 def cost_table(outputs: Path) -> Table:
     """What the paper's recipe of each method costs (outputs/bench/recipe_cost.jsonl), and a small
-    step of it on a machine (speed.jsonl there).
+    step of it on a machine (speed.jsonl and cfm_vit_step.jsonl there).
     """
-    records = bench_records(outputs, "recipe_cost") + bench_records(outputs, "speed")
-    rows = [r for m in LOOKS for r in select(records, method=m, evaluation="recipe_cost",
+    records = [r for name in ("recipe_cost", "speed", "cfm_vit_step")
+               for r in bench_records(outputs, name)]
+    rows = [r for m in LOOKS for r in select(records, run=m, evaluation="recipe_cost",
                                              metric="gflop_per_image")]
     if not rows: raise BadInput("python -m mimssl bench --recipes counts it.")
     def shown(row, metric, digits=0, evaluation="speed"):
-        found = select(records, method=row["method"], evaluation=evaluation, metric=metric)
+        found = select(records, run=row["run"], evaluation=evaluation, metric=metric)
         # MAE-CT's recipe is its last stage, which the bench calls mae_ct_tune
         if evaluation == "speed": found = select(
-            records, method=f"{row['method']}_tune", evaluation=evaluation, metric=metric) or found
+            records, run=f"{row['run']}_tune", evaluation=evaluation, metric=metric) or found
         return Cell(f"{found[0]['value']:,.{digits}f}" if found else "–")
     encoder = lambda p: f"{p['encoder']}/{p['patch_size']}"
     return Table(["method", "encoder", "epochs", "GFLOP an image", "H100 hours, estimated",
