@@ -139,8 +139,9 @@ def to_html(table: Table) -> str:
 
 # %% ../../nbs/report/tables.ipynb #d7254879
 def to_markdown(table: Table) -> str:
-    "The table as Markdown, for a README."
-    esc = lambda text: text.replace("|", "\\|").replace("\n", "<br>")
+    "The table as Markdown, for a README; a name that holds HTML stays text."
+    safe = lambda text: text.replace("<", "&lt;")
+    esc = lambda text: safe(text).replace("|", "\\|").replace("\n", "<br>")
     cell = lambda c: (f"**{esc(c.text)}**" if c.best
                       else esc(c.text)) + "".join(f"<sup>{m}</sup>" for m in c.marks)
     rows = [[esc(h) for h in table.header],
@@ -148,8 +149,8 @@ def to_markdown(table: Table) -> str:
             *[[cell(c) for c in row] for row in table.rows]]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     notes = [*_noted_best(table, "**bold**:"),
-             *(f"<sup>{n.split(': ', 1)[0]}</sup> {n.split(': ', 1)[1]}" for n in table.notes)]
-    return "\n".join([*([f"**{table.title}**", ""] if table.title else []), *lines,
+             *("<sup>{}</sup> {}".format(*safe(n).split(": ", 1)) for n in table.notes)]
+    return "\n".join([*([f"**{safe(table.title)}**", ""] if table.title else []), *lines,
                       *([""] + ["  \n".join(notes)] if notes else [])])
 
 # %% ../../nbs/report/tables.ipynb #d09f5df3
