@@ -106,7 +106,7 @@ def test_the_whole_study_runs(clone):
                       if "local" not in p.parts)
     assert (executed == ["ablate.ipynb"] + ["evaluate.ipynb"] * 3
             + ["figures.ipynb", "prepare.ipynb"] + ["pretrain.ipynb"] * 3)
-    assert (clone.home / "outputs/figures/sweep-target.png").is_file()
+    assert (clone.home / "outputs/figures/sweep-collapse.png").is_file()
     pretrain = json.loads((clone.home / "outputs/pretrain/mae-s0/pretrain.ipynb").read_text())
     assert sum("image/png" in o.get("data", {}) for c in pretrain["cells"]
                for o in c.get("outputs", [])) == 2
