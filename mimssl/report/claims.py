@@ -125,7 +125,8 @@ def study_evidence(outputs) -> Evidence:
     "The study: outputs/evaluate and outputs/ablate."
     outputs = Path(outputs)
     places = sorted(path.parent for path in outputs.glob("evaluate/*/records.jsonl"))
-    records = of_one_recipe(read_found(*(place / "records.jsonl" for place in places)))
+    records = of_one_recipe(read_found(*(place / "records.jsonl" for place in places)),
+                            outputs)
     sweeps = {path.parent.name: path.parent
               for path in sorted(outputs.glob("ablate/*/records.jsonl"))}
     kept = [place / "outcomes" for place in places if any((place / "outcomes").glob("*.npz"))]

@@ -11,7 +11,7 @@ __all__ = ['WRITERS', 'read_found', 'trained_runs', 'read_study', 'study_records
 from pathlib import Path
 import numpy as np
 from ..data.records import read_records
-from ..data.files import read_yaml, write_text
+from ..data.files import read_json, read_yaml, write_text
 from ..data.settings import BadInput, settings
 from .groups import (decimals, describe, differing, group, score_name, select,
                                   summarise, value_of)
@@ -45,14 +45,20 @@ def study_records(study: dict, outputs: Path, so_far: bool = False) -> list[dict
     paths = lambda runs: [Path(outputs) / "evaluate" / run / "records.jsonl" for run in runs]
     read, more = read_found if so_far else read_records, trained_runs(study, more=True)
     return of_one_recipe(read(*paths([*study["baselines"], *trained_runs(study)]))
-                         + read_found(*paths(more)))
+                         + read_found(*paths(more)), outputs)
 
-def of_one_recipe(records: list[dict]) -> list[dict]:
-    "Without those seeds of a run whose recipe is not that of its first seed."
-    first, name = {}, lambda r: r["run"].removesuffix(f"-s{r['seed']}")
+def of_one_recipe(records: list[dict], outputs) -> list[dict]:
+    """Without those seeds of a run whose recipe, by recipe.json in outputs/pretrain, is not that of
+    its first seed.
+    """
+    first, read = {}, {}
     for r in sorted(records, key=lambda r: -1 if r["seed"] is None else r["seed"]):
-        first.setdefault(name(r), r["recipe"])
-    return [r for r in records if r["recipe"] == first[name(r)]]
+        path = Path(outputs) / "pretrain" / r["run"] / "recipe.json"
+        if r["run"] not in read:
+            read[r["run"]] = read_json(path)["recipe"] if path.is_file() else None
+        first.setdefault(r["run"].removesuffix(f"-s{r['seed']}"), read[r["run"]])
+    return [r for r in records
+            if read[r["run"]] == first[r["run"].removesuffix(f"-s{r['seed']}")]]
 
 def study_logs(study: dict, outputs: Path) -> dict[str, list[dict]]:
     "Run -> the epochs of its training log."
