@@ -105,7 +105,7 @@ def share_records(points: list[dict], method: str, rivals=("mae", "dino", "ibot"
             share = 100 * at / ends[1] if at is not None else max(100., 100 * ends[0] / ends[1])
             found.append(mine[-1] | dict(
                 metric=f"share_of_{rival}", value=share,
-                protocol={"currency": currency, "reached": at is not None}))
+                protocol={"currency": currency, "chosen_reached": at is not None}))
     return found
 
 # %% ../../nbs/report/costs.ipynb #ec6d23b8
