@@ -330,9 +330,11 @@ def growth_records(
     records = []
     for what, values in (grown or GROWN).items():
         for value in values:
-            batch, form = (value, encoder) if what == "batch" else (batch_size, EncoderConfig(
-                **dict(size=encoder.size, image_size=encoder.image_size,
-                       patch_size=encoder.patch_size) | {what: value}))
+            batch = value if what == "batch" else batch_size
+            form = (encoder if what == "batch" else replace(encoder, image_size=value)
+                    if what == "image_size" else
+                    EncoderConfig(value, patch_size=encoder.patch_size,
+                                  image_size=encoder.image_size))
             costs = bench(list(methods), form, batch, device, rounds, options=options, told=told)
             records += [r | {"evaluation": "growth",
                              "protocol": r["protocol"] | {"grows": what, "at": value}}
