@@ -36,6 +36,7 @@ def read_study(entry: str = "study", root: Path | None = None) -> dict:
     "The entry `study`, or another one, of params.yaml."
     return read_yaml((root or settings().root) / "params.yaml")[entry]
 
+# %% ../../nbs/report/results.ipynb #5e1fd2a9
 def study_records(study: dict, outputs: Path, so_far: bool = False) -> list[dict]:
     """Records of all runs of the study, and of its `more_seeds` as far as they are there and have
     the recipe that the study has.
