@@ -6,7 +6,7 @@ from support import ROOT
 
 FILES = ("Makefile", "requirements.lock", "pyproject.toml")
 PROGRAMS = ("python", "uv", "dvc", "nbdev-test", "jupyter", "jupyter-book")
-STARTED = {"data": ["python"], "figures": ["python"] * 4, "bench": ["python"] * 4,
+STARTED = {"data": ["python"], "figures": ["python"] * 4, "bench": ["python"] * 5,
            "gpu": ["python"] * 2, "reproduce": [*["python"] * 3, "dvc"],
            "test": ["python", "nbdev-test", "python"],
            "lab": ["jupyter"], "notebooks": ["python"] * 2, "docs": ["jupyter-book"]}
