@@ -152,8 +152,7 @@ def beside_table(outputs: Path) -> Table:
     return Table(["work", "mimssl (ms)", *others], rows)
 
 # marker -> function of the outputs' folder
-TABLES = {"study": study_table, "imagenette": imagenette_table, "costs": cost_table,
-          "beside": beside_table}
+TABLES = {"study": study_table, "imagenette": imagenette_table, "costs": cost_table}
 
 # %% ../../nbs/report/pages.ipynb #171369f4
 def drawn(name: str, outputs: Path | None = None) -> str:
