@@ -311,7 +311,7 @@ def run_bench(
     return costs
 
 # %% ../../nbs/training/bench.ipynb #6a01c3d2
-GROWN = {"image_size": (32, 64, 96, 128), "size": ("tiny", "small", "base"),
+GROWN = {"image_size": (48, 64, 96, 128), "size": ("tiny", "small", "base"),
          "batch": (2, 4, 8, 16, 32)}
 
 def growth_records(
