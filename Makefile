@@ -77,7 +77,7 @@ data: $(READY) ## the generated data set in data/scenes (about a minute, once)
 	@"$(BIN)/python" -m mimssl.data.scenes
 
 figures: data ## figures, README's tables and the paper notebooks again from the records in outputs/, without training
-	@"$(BIN)/python" -m mimssl.training.runner nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
+	@"$(BIN)/python" -m mimssl.training.runner --keep nbs/pipeline/figures.ipynb outputs/figures/figures.ipynb
 	@"$(BIN)/python" -m mimssl.report.pages
 	@OMP_NUM_THREADS=1 "$(BIN)/python" tools/notebooks.py run nbs/papers/*.ipynb
 

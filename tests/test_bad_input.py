@@ -1,7 +1,8 @@
 "Whatever is wrong with what a user gave: one clear sentence and exit code 1, before any long work."
-import shutil, subprocess, sys
+import argparse, re, shutil, subprocess, sys
 import pytest, torch, yaml
-from mimssl.cli import main
+from mimssl import cli
+from mimssl.cli import OPTIONS, main
 from mimssl.data import scenes, study
 from mimssl.data.options import exit_code
 from mimssl.data.settings import BadInput
@@ -9,6 +10,7 @@ from mimssl.methods.method import find_method
 from mimssl.parts.encoder import EncoderConfig
 from mimssl.parts.formats import load
 from mimssl.report.results import trained_runs
+from mimssl.training import jobs
 from support.tiny import ENCODER, environment, make_study
 
 
@@ -181,6 +183,14 @@ def test_a_place_where_no_scenes_can_be(home, capsys, argv, sentence):
     assert sorted(home.rglob("*")) == before
 
 
+@pytest.mark.parametrize("argv", [["1", "2"], ["0"], ["1000"], ["x"], ["²"], ["--job", "2"]])
+def test_jobs_refuses_in_one_sentence(home, capsys, argv):
+    assert jobs.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert len(argv) > 1 or "give a whole number from 1 to 999" in err
+
+
 @pytest.mark.parametrize("argv", [[], ["make"], ["compose"], ["compose", "none"], ["stale", "x"]])
 def test_study_refuses_in_one_sentence(home, capsys, argv):
     assert study.main(argv) == 1
@@ -209,6 +219,67 @@ def test_other_retired_names(home, capsys):
     assert "study.judged of params.yaml is called study.evaluated now" in sentence_of(
         lambda: trained_runs({"judged": ["mae"], "seeds": [0]}))
     assert "--lines is called --records now" in refused(capsys, "compare", "a", "b", "--lines", "x")
+
+
+@pytest.mark.parametrize("argv", [["--models", "x"], ["--models=x", "--images", "y"]])
+def test_models_is_called_model(capsys, argv):
+    assert "--models is called --model now" in refused(capsys, "explore", *argv)
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    "Command -> its parser."
+    return next(a for a in cli.make_parser()._actions if a.choices and a.dest == "command").choices
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_says_what_it_does(name):
+    for action in commands()[name]._actions:
+        assert action.help, f"{name} {action.dest}"
+        shown = action.choices or action.nargs == 0 or action.metavar
+        assert shown or action.dest in ("device", "model", "recipe"), f"{name} {action.dest}"
+
+
+def test_help_knows_the_names():
+    "Which it holds itself, since what defines them takes seconds to import."
+    from mimssl.data.scenes import LEVELS
+    from mimssl.evaluation.suite import evaluations
+    from mimssl.parts.encoder import SIZES
+    from mimssl.report.claims import claims
+    choices = lambda name, dest: next(a.choices for a in commands()[name]._actions
+                                      if a.dest == dest)
+    assert cli.SUITE == tuple(evaluations())
+    assert cli.PAPERS == tuple(dict.fromkeys(c.paper for c in claims().values()))
+    assert choices("data", "level") == tuple(LEVELS)
+    assert choices("bench", "encoder") == tuple(SIZES)
+
+
+def test_without_a_command_all_are_listed(capsys):
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^ +{name} ", told, re.MULTILINE) for name in OPTIONS), told
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--sizes", "knn=10"], "--sizes are those of evaluations; add --evaluations"),
+    (["--evaluations", "--sizes", "knn=x"], "write the name of an evaluation and its sizes"),
+    (["--evaluations", "--sizes", "knn=²"], "write the name of an evaluation and its sizes"),
+    (["--evaluations", "--sizes", "knn=" + "9" * 5000], "write the name of an evaluation"),
+    (["--batch", "0"], "--batch is 0; give 1 or more"),
+    (["--rounds", "0"], "--rounds is 0; give 1 or more"),
+    (["--libraries", "--rounds", "-1"], "--rounds is -1; give 1 or more"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"), (["--encoder", "tinny"], "invalid choice"),
+    (["--out", "."], "--out is '.', a folder; name a file"),
+    (["--out", "params.yaml"], "params.yaml, line 1: not JSON"),
+    (["--out", "params.yaml/x"], "the folder of --out is 'params.yaml'"),
+    (["--out", "/dev/null"], "--out is '/dev/null', no regular file; name another one")])
+def test_bench_refuses_before_it_measures(home, capsys, argv, sentence):
+    assert sentence in refused(capsys, "bench", *argv)
+
+
+def test_a_number_of_results_that_is_none(home, capsys):
+    for given in ("²", "0", "-1", "9" * 5000, "x"):
+        argv = ["--kind", "lvis", "--truth", "x", "--results", "y", f"--per-image={given}"]
+        assert "give 1 or more, or all" in refused(capsys, "score", *argv)
 
 
 def sentence_of(call) -> str:

@@ -121,7 +121,7 @@ COMMANDS = {   # name -> command with {out}, a place in the folder that cannot b
     "evaluate": [*EVALUATE, "--out", "{out}/a.jsonl"],
     "outcomes": [*EVALUATE, "--outcomes", "{out}/outcomes"],
     "report": ["report", "records.jsonl", "--out", "{out}/table.txt"],
-    "explore": ["explore", "--models", "run", "--images", "stripes/train/0/000.png", "--out",
+    "explore": ["explore", "--model", "run", "--images", "stripes/train/0/000.png", "--out",
                 "{out}/page.html"],
     "shard": ["data", "shard", "stripes", "--splits", "train", "--out", "{out}/shards"]}
 

@@ -1,7 +1,9 @@
 "The claims are data: every side of every test is a variant of a sweep or a method of the study."
-import json, subprocess, sys
+import json, math, subprocess, sys
 import pytest, yaml
 from support import ROOT
+from mimssl.cli import main
+from mimssl.data.records import metric_record, write_records
 from mimssl.data.study import compose
 from mimssl.evaluation.suite import evaluations
 from mimssl.report.claims import claims
@@ -79,3 +81,48 @@ def test_the_command():
                                   if e["outcome"] == entry["outcome"])
     wrong = run("--paper", "mocha")
     assert wrong.returncode == 1 and "no claims of 'mocha'" in wrong.stderr
+
+
+RECORD = metric_record("mae-s0", "mae", "knn", "top1", 50., 10, 0, "", "scenes", {})
+ODD = ([], None, {}, {"run": 1}, 3, RECORD | {"run": None}, RECORD | {"value": "x"},
+       RECORD | {"value": math.nan})
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, capsys):
+    "One record of one run, and a function that adds a line to a file of outputs/."
+    (tmp_path / "settings.ini").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    def add(file: str, *found) -> str:
+        "What `claims` is refused with."
+        path = tmp_path / "outputs" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(x) + "\n" for x in found))
+        codes = [main(argv) for argv in (["claims"], ["claims", "--json"])]
+        out, err = capsys.readouterr()
+        assert codes == [1, 1] and out == "" and err.count("\n") == 2, err
+        return err
+    return add
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("file", ["evaluate/mae-s0/records.jsonl", "ablate/target/records.jsonl",
+                                  "bench/laptop.jsonl"])
+def test_a_line_that_is_no_record(home, file, odd):
+    assert f"{file}, line 2: " in home(file, RECORD, odd)
+
+
+@pytest.mark.parametrize("file", ["bench/times.jsonl", "ablate/target/curves.jsonl"])
+def test_a_line_of_a_log_that_is_none(home, file):
+    write_records("outputs/ablate/target/records.jsonl", [RECORD])   # a sweep that has run
+    for odd in ([], None, {}, {"fingerprint": [], "run": 1}):
+        assert f"{file}, line 1: " in home(file, odd)
+
+
+def test_outputs_that_are_no_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "settings.ini").write_text("")
+    (tmp_path / "outputs").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims"]) == 1
+    assert "is no folder of results" in capsys.readouterr().err

@@ -310,7 +310,7 @@ def test_files_of_results(home, tmp_path):
     assert "no folder can be made" in sentence(evaluate("nn", "stripes", "--outcomes",
                                                         tmp_path / "notes.txt"))
     assert "a folder; name a file" in sentence(run(
-        "explore", "--models", "encoder.safetensors", "--images", "stripes/val/0/000.png", "--out",
+        "explore", "--model", "encoder.safetensors", "--images", "stripes/val/0/000.png", "--out",
         tmp_path))
     run_folder = tmp_path / "mae-s0"
     run_folder.mkdir()
@@ -475,16 +475,16 @@ def test_damaged_features(home, tmp_path, monkeypatch):
 def test_explore_and_compare_refuse(home):
     photo = "stripes/val/0/000.png"
     for argv, expected in (
-            (["explore", "--models", "encoder.safetensors"], "there are no images to explore"),
-            (["explore", "--models", "none.safetensors", "--images", photo],
+            (["explore", "--model", "encoder.safetensors"], "there are no images to explore"),
+            (["explore", "--model", "none.safetensors", "--images", photo],
              "no such file of weights"),
-            (["explore", "--models", "encoder.safetensors", "--images", "none.png"],
+            (["explore", "--model", "encoder.safetensors", "--images", "none.png"],
              "none.png: no such file"),
-            (["explore", "--models", "encoder.safetensors", "--images", photo, "--size", 33],
+            (["explore", "--model", "encoder.safetensors", "--images", photo, "--size", 33],
              "size 33 is not a multiple of the patch size 8"),
-            (["explore", "--models", "encoder.safetensors", "encoder.safetensors",
+            (["explore", "--model", "encoder.safetensors", "encoder.safetensors",
               "--images", photo], "two encoders are called"),
-            (["explore", "--models", "encoder.safetensors", "--dataset", "stripes", "--count", 0],
+            (["explore", "--model", "encoder.safetensors", "--dataset", "stripes", "--count", 0],
              "--count is 0"),
             (["compare", "mae", "moca", "--records", "none.jsonl"],
              "none.jsonl: no such file of records"),

@@ -157,6 +157,9 @@ def show_claims(paper: str | None = None, places: bool = False, as_text: bool = 
     if paper not in (None, *papers):
         raise BadInput(f"there are no claims of '{paper}'; use one of {', '.join(papers)}.")
     outputs = Path(outputs or settings().outputs)
+    if not outputs.is_dir():
+        raise BadInput(f"{outputs}: is no folder of results; correct outputs in settings.ini, or "
+                       f"run `make reproduce`.")
     found = all_evidence(outputs)
     wanted = [c for c in claims().values() if paper in (None, c.paper)]
     verdicts = ([judge(c, place) for c in wanted for place in found] if places else

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PEERS', 'VARIANTS', 'LIMIT', 'HEADER', 'GROWN', 'H100', 'SHARE', 'IMAGES', 'Stepper', 'seconds', 'in_turns',
            'LiveStorages', 'state_bytes', 'peak_bytes', 'EmbedAllMAE', 'EncoderOnly', 'Cost', 'fitted', 'row_of',
-           'make_row', 'cost_of', 'bench', 'row_text', 'device_name', 'cost_records', 'run_bench', 'growth_records',
-           'run_growth', 'paper_recipes', 'paper_records']
+           'make_row', 'cost_of', 'check_bench', 'bench', 'row_text', 'device_name', 'cost_records', 'run_bench',
+           'growth_records', 'run_growth', 'paper_recipes', 'paper_records']
 
 # %% ../../nbs/training/bench.ipynb #33d3b5f4
 import os, platform, statistics, tempfile, time, torch, weakref
@@ -216,6 +216,13 @@ def cost_of(name: str, stepper: Stepper, mae: Stepper, rounds: int = 5) -> Cost:
                 stepper.flops / mae.flops)
 
 # %% ../../nbs/training/bench.ipynb #b150f51d
+def check_bench(batch_size: int, rounds: int, precision: str):
+    "Raises `BadInput` for what nothing can be timed with."
+    if precision not in ("fp32", "bf16"):
+        raise BadInput(f"precision is '{precision}'; use fp32 or bf16.")
+    for name, value in (("batch", batch_size), ("rounds", rounds)):
+        if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
+
 def bench(
     methods=None,                    # rows: methods, or names in PEERS or VARIANTS; None: all
     encoder: EncoderConfig = EncoderConfig(image_size=64, patch_size=8),
@@ -231,10 +238,7 @@ def bench(
 
     Raises `BadInput` for an unknown method, device or precision.
     """
-    if precision not in ("fp32", "bf16"):
-        raise BadInput(f"precision is '{precision}'; use fp32 or bf16.")
-    for name, value in (("batch", batch_size), ("rounds", rounds)):
-        if value < 1: raise BadInput(f"{name} is {value}; give 1 or more.")
+    check_bench(batch_size, rounds, precision)
     device, options, costs = pick_device(str(device)), options or {}, []
     names = ["mae", *(n for n in (methods or [*PEERS, *method_names(), *VARIANTS]) if n != "mae")]
     for name in names: row_of(name)
@@ -296,6 +300,7 @@ def run_bench(
     encoder, device = (EncoderConfig(size, patch_size=patch_size, image_size=image_size),
                        pick_device(device or settings().device))
     if batch_size is None: batch_size = 8 if device.type == "cpu" else 128
+    check_bench(batch_size, rounds, precision)
     names = ([n.strip() for n in methods.split(",")] if methods
              else [*PEERS, *method_names(), *VARIANTS])
     for name in names: row_of(name)

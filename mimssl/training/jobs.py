@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['TYPICAL', 'asked', 'study_stages', 'due', 'chains', 'last_line', 'minutes_left', 'Walk', 'walk', 'default_jobs',
-           'repro', 'pass_on', 'run_study', 'main']
+           'repro', 'pass_on', 'removed', 'say_removed', 'run_study', 'run', 'main']
 
 # %% ../../nbs/training/jobs.ipynb #1db4f525
-import argparse, os, re, signal, subprocess, sys, threading, time
+import os, re, signal, subprocess, sys, threading, time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from ..data.files import one_line, read_json, write_json
+from ..data.files import one_line, read_json, short, write_json
+from ..data.options import Parser, exit_code
 from ..data.settings import BadInput, cores, pick_device, settings
 
 # %% ../../nbs/training/jobs.ipynb #14557084
@@ -142,7 +144,24 @@ def pass_on(number, frame):
     import psutil
     asked.append(number)
     for child in psutil.Process().children(recursive=True) if number == signal.SIGTERM else []:
-        if "mimssl.training.runner" in child.cmdline(): child.send_signal(signal.SIGINT)
+        with suppress(psutil.Error):       # it has ended by now, or is not ours to ask
+            if "mimssl.training.runner" in child.cmdline(): child.send_signal(signal.SIGINT)
+
+# %% ../../nbs/training/jobs.ipynb #1d67e842
+def removed() -> list[str]:
+    "Results that git holds and that are gone: DVC removes those of a stage before it runs."
+    here = settings()
+    command = ["git", "ls-files", "--deleted", "-z", "--", str(here.outputs)]
+    try: return subprocess.run(command, cwd=here.root, capture_output=True, text=True,
+                               check=True).stdout.split("\0")[:-1]
+    except (OSError, subprocess.CalledProcessError): return []
+
+def say_removed():
+    "How results come back that a stage lost which began and did not end."
+    if gone := removed():
+        print(f"{len(gone)} results of stages that had begun are gone, such as {gone[0]}: the same "
+              f"command makes them again, `git checkout -- {os.path.relpath(settings().outputs)}` "
+              f"brings back those of the last commit.", file=sys.stderr)
 
 # %% ../../nbs/training/jobs.ipynb #9e05a007
 def run_study(jobs: int) -> int:
@@ -159,24 +178,27 @@ def run_study(jobs: int) -> int:
         print(f"error: {name}: {text} (its output: {os.path.relpath(stages.log(name))})",
               file=sys.stderr)
     if asked: print("interrupted; the same command continues.", file=sys.stderr)
+    if not done: say_removed()
     return 128 + asked[0] if asked else 0 if done else 1
 
-def main(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None = None) -> int:
     "Run the study from the command line; returns the exit code."
-    cli = argparse.ArgumentParser(
-        prog="python -m mimssl.training.jobs",
-        description="Bring the study up to date, several stages at a time.")
-    cli.add_argument("jobs", nargs="?", help="how many; default: as many as there are cores")
+    cli = Parser(prog="python -m mimssl.training.jobs",
+                 description="Bring the study up to date, several stages at a time.")
+    cli.add_argument("jobs", nargs="?", metavar="JOBS",
+                     help="stages at a time (default: as many as there are cores)")
     args = cli.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
-    try:
-        if args.jobs and not (args.jobs.isdecimal() and 0 < int(args.jobs) < 1000):
-            raise BadInput(f"JOBS is '{args.jobs}'; give a whole number, 1 or more.")
-        return run_study(int(args.jobs) if args.jobs else default_jobs())
-    except BadInput as e: print(f"error: {e}", file=sys.stderr)
-    return 1
+    given = args.jobs
+    if given and not (given.isdecimal() and len(given) < 9 and 0 < int(given) < 1000):
+        raise BadInput(f"JOBS is {short(given)}; give a whole number from 1 to 999.")
+    return run_study(int(given) if given else default_jobs())
+
+def main(argv: list[str] | None = None) -> int:
+    "The command line of this module; returns the exit code."
+    return exit_code(lambda: run(argv))
 
 # %% ../../nbs/training/jobs.ipynb #020e7c79
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # not in a notebook

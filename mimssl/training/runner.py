@@ -159,8 +159,9 @@ def _execute(nb, values: dict, running: Path):
                              else f"{e.ename}: {e.evalue}") from None
 
 # %% ../../nbs/training/runner.ipynb #539b4016
-def run_notebook(source, target, given: dict | None = None) -> Path:
-    """Run the notebook `source` with the parameters `given` into `target`, normalised.
+def run_notebook(source, target, given: dict | None = None, keep: bool = False) -> Path:
+    """Run the notebook `source` with the parameters `given` into `target`, normalised; where that
+    fails, an earlier result is left only if `keep`.
 
     Raises `BadInput` or `NotebookFailed`.
     """
@@ -174,7 +175,7 @@ def run_notebook(source, target, given: dict | None = None) -> Path:
     if not source.is_file(): raise BadInput(f"{source}: no such notebook.")
     nb = nbformat.read(source, as_version=4)
     values = checked(given or {}, parameters_of(nb, source.name), source.name)
-    target.unlink(missing_ok=True)          # a stale result must not pass for this one
+    if not keep: target.unlink(missing_ok=True)   # a stale result must not pass for this one
     running, start = scratch(target, "running", ".ipynb"), time.perf_counter()
     done = normalise(_execute(nb, values, running))
     write_text(scratch(target, "provenance", ".json"),
@@ -200,10 +201,12 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("target", help="where the executed notebook goes")
     cli.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a parameter; VALUE is read as YAML")
+    cli.add_argument("--keep", action="store_true",
+                     help="leave an earlier result where it is if this run fails")
     args = cli.parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
-    try: path = run_notebook(args.source, args.target, dict(args.p))
+    try: path = run_notebook(args.source, args.target, dict(args.p), args.keep)
     except BadInput as e: print(f"error: {one_line(str(e))}", file=sys.stderr)
     except OSError as e: print(f"error: {one_line(reason(e, args.target))}", file=sys.stderr)
     except KeyboardInterrupt: print("interrupted.", file=sys.stderr)
