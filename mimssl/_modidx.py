@@ -2,7 +2,6 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'mimssl'},
   'syms': { 'mimssl.cli': { 'mimssl.cli.Parser': ('cli.html#parser', 'mimssl/cli.py'),
-                            'mimssl.cli.Parser.parse_known_args': ('cli.html#parser.parse_known_args', 'mimssl/cli.py'),
                             'mimssl.cli.assignments': ('cli.html#assignments', 'mimssl/cli.py'),
                             'mimssl.cli.bench': ('cli.html#bench', 'mimssl/cli.py'),
                             'mimssl.cli.bench_beside': ('cli.html#bench_beside', 'mimssl/cli.py'),
@@ -259,6 +258,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mimssl/data/inspection.py')},
             'mimssl.data.options': { 'mimssl.data.options.Parser': ('data/options.html#parser', 'mimssl/data/options.py'),
                                      'mimssl.data.options.Parser.error': ('data/options.html#parser.error', 'mimssl/data/options.py'),
+                                     'mimssl.data.options.Parser.parse_known_args': ( 'data/options.html#parser.parse_known_args',
+                                                                                      'mimssl/data/options.py'),
                                      'mimssl.data.options.build': ('data/options.html#build', 'mimssl/data/options.py'),
                                      'mimssl.data.options.check_name': ('data/options.html#check_name', 'mimssl/data/options.py'),
                                      'mimssl.data.options.check_number': ('data/options.html#check_number', 'mimssl/data/options.py'),

@@ -106,12 +106,16 @@ def check_options(
 
 # %% ../../nbs/data/options.ipynb #2b6f8377
 class Parser(argparse.ArgumentParser):
-    "A parser whose errors are `BadInput`."
+    "A parser whose errors are `BadInput`, and which knows the options of the past."
     retired: dict[str, str] = {}   # an option of the past -> its name today
 
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            old = word.partition("=")[0]
+            if old in self.retired: self.error(f"{old} is called {self.retired[old]} now")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
-        for old, new in self.retired.items():
-            if old in message.split(): message = f"{old} is called {new} now"
         raise BadInput(f"{self.prog}: {message}; see {self.prog} --help.")
 
 def exit_code(work) -> int:
